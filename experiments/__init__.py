@@ -1,0 +1,1 @@
+"""The studies gradlab ships, one file each; installed as `gradlab.experiments`."""

@@ -1,0 +1,74 @@
+"""gradlab: how signal and gradient travel through depth and through time.
+
+    import gradlab as gl
+
+    with gl.watch(model, optimizer) as probe:
+        ...                                   # the training loop as it is
+    gl.plots.gradient_flow(probe.trace)
+    probe.trace.save("run.trace")
+
+Names are resolved when first used: importing gradlab, reading a trace and drawing it load no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradlab import analysis, measure, nets, plots, probes, runtime, study, sweep, tasks, trace, training
+    from gradlab.errors import GradlabError
+    from gradlab.probes.adjoint import adjoint
+    from gradlab.probes.schedule import log_spaced
+    from gradlab.probes.watch import Probe, watch
+    from gradlab.sweep.store import load
+    from gradlab.trace import Trace
+    from gradlab.training import TrainSettings, train
+
+__all__ = [
+    "GradlabError",
+    "Probe",
+    "Trace",
+    "TrainSettings",
+    "adjoint",
+    "analysis",
+    "load",
+    "log_spaced",
+    "measure",
+    "nets",
+    "plots",
+    "probes",
+    "runtime",
+    "study",
+    "sweep",
+    "tasks",
+    "trace",
+    "train",
+    "training",
+    "watch",
+]
+
+_HOME = {
+    "GradlabError": "gradlab.errors",
+    "Probe": "gradlab.probes.watch",
+    "Trace": "gradlab.trace",
+    "TrainSettings": "gradlab.training",
+    "adjoint": "gradlab.probes.adjoint",
+    "load": "gradlab.sweep.store",
+    "log_spaced": "gradlab.probes.schedule",
+    "train": "gradlab.training",
+    "watch": "gradlab.probes.watch",
+}
+_ROOMS = frozenset(__all__) - _HOME.keys()
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"gradlab.{name}")
+    raise AttributeError(f"module 'gradlab' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

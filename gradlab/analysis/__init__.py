@@ -1,0 +1,113 @@
+"""Numbers in, frozen results out: theory, decay fits and verdicts on claims; torch is never imported here.
+
+Names are resolved on first use, so that importing this package costs neither scipy nor pandas.
+
+Example:
+    >>> from gradlab import analysis
+    >>> round(analysis.gradient_gain("relu", weight_var=2.0), 6)
+    1.0
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradlab.analysis.activations import ACTIVATIONS, Activation, piecewise_linear
+    from gradlab.analysis.claims import (
+        Claim,
+        Verdict,
+        claims_from_json,
+        claims_to_json,
+        decide_exact,
+        decide_greater,
+        decide_theory,
+        decide_threshold,
+        mean_interval,
+        not_decided,
+    )
+    from gradlab.analysis.decay import DecayFit, fit_decay
+    from gradlab.analysis.recurrent_theory import PascanuBounds, pascanu_bounds
+    from gradlab.analysis.theory import (
+        batchnorm_gradient_gain,
+        fixed_point,
+        gain_profile,
+        gradient_gain,
+        length_map,
+        residual_batchnorm_share,
+        residual_variance_growth,
+        valid_tap_fraction,
+        vgg_b_he_ratio,
+    )
+
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "Claim",
+    "DecayFit",
+    "PascanuBounds",
+    "Verdict",
+    "batchnorm_gradient_gain",
+    "claims_from_json",
+    "claims_to_json",
+    "decide_exact",
+    "decide_greater",
+    "decide_theory",
+    "decide_threshold",
+    "fit_decay",
+    "fixed_point",
+    "gain_profile",
+    "gradient_gain",
+    "length_map",
+    "mean_interval",
+    "not_decided",
+    "pascanu_bounds",
+    "piecewise_linear",
+    "residual_batchnorm_share",
+    "residual_variance_growth",
+    "valid_tap_fraction",
+    "vgg_b_he_ratio",
+]
+
+_MODULES = {
+    "activations": ("ACTIVATIONS", "Activation", "piecewise_linear"),
+    "claims": (
+        "Claim",
+        "Verdict",
+        "claims_from_json",
+        "claims_to_json",
+        "decide_exact",
+        "decide_greater",
+        "decide_theory",
+        "decide_threshold",
+        "mean_interval",
+        "not_decided",
+    ),
+    "decay": ("DecayFit", "fit_decay"),
+    "recurrent_theory": ("PascanuBounds", "pascanu_bounds"),
+    "theory": (
+        "batchnorm_gradient_gain",
+        "fixed_point",
+        "gain_profile",
+        "gradient_gain",
+        "length_map",
+        "residual_batchnorm_share",
+        "residual_variance_growth",
+        "valid_tap_fraction",
+        "vgg_b_he_ratio",
+    ),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

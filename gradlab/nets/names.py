@@ -1,0 +1,55 @@
+"""The names the nets know, importable without torch so that a command line can list them."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ACTIVATIONS",
+    "CORES",
+    "HEADS",
+    "INITIALIZATIONS",
+    "NONLINEARITIES",
+    "NORMS",
+    "PADDING_MODES",
+    "POSITIONS",
+    "RECURRENT_INITIALIZATIONS",
+]
+
+INITIALIZATIONS = ("default", "lecun_normal", "glorot_normal", "glorot_uniform", "he_normal", "orthogonal")
+"""Weight initialisations of `initialize`; "default" is torch's own."""
+
+NORMS = ("batch", "none")
+"""Normalisations of the nets: BatchNorm after every weight layer but the head, or nothing."""
+
+ACTIVATIONS = (
+    "relu",
+    "tanh",
+    "sigmoid",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "gelu",
+    "silu",
+    "softplus",
+    "softsign",
+    "hardtanh",
+    "linear",
+)
+"""Activations of `activation_module`, spelt as in `torch.nn.functional`; "linear" is the identity."""
+
+PADDING_MODES = ("zeros", "circular", "replicate")
+"""Paddings of the convolutions. Torch's "reflect" is left out: it cannot pad the 1x1 maps of a 4x4 input."""
+
+CORES = ("rnn", "lstm", "gru")
+"""Recurrent cores of `SequenceNet` and `Unrolled`."""
+
+NONLINEARITIES = ("tanh", "relu", "sigmoid")
+"""Nonlinearities of the vanilla recurrent net; torch's own `nn.RNN` has the first two."""
+
+RECURRENT_INITIALIZATIONS = ("default", "gaussian", "orthogonal", "identity")
+"""Initialisations of `initialize_recurrent`; "default" is torch's own."""
+
+HEADS = ("last", "every")
+"""Where a sequence net's head reads: the last step or every step."""
+
+POSITIONS = ("learned", "sinusoidal")
+"""Position codes of `CausalTransformer`."""

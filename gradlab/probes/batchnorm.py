@@ -1,0 +1,226 @@
+"""What BatchNorm does to signal and gradient, and how far its running statistics lag behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gradlab.probes.buffer import Rows, StepBuffer
+from gradlab.probes.hooks import CallGate, Hook
+from gradlab.probes.log import TableLog
+from gradlab.probes.reduce import can_reduce, norm_of, statistics
+
+__all__ = ["BatchNormProbe"]
+
+_STATE = ("mean_gap", "var_gap", "scale_mean", "scale_std", "scale_abs_max", "scale_abs_min", "low_variance_fraction")
+
+
+class _Entry:
+    __slots__ = ("facts", "grad_in", "grad_out", "input_slot", "layer", "output_slot", "sizes", "state_slot")
+
+    def __init__(
+        self, layer: str, facts: tuple[object, ...], sizes: tuple[int, int], slots: tuple[int, int, int]
+    ) -> None:
+        self.layer, self.facts, self.sizes = layer, facts, sizes
+        self.input_slot, self.output_slot, self.state_slot = slots
+        self.grad_in = self.grad_out = -1
+
+
+@final
+class BatchNormProbe:
+    """Watches BatchNorm1d/2d/3d and SyncBatchNorm, in training and evaluation mode.
+
+    Running statistics are compared as they were *before* the call updated them: that is how far they lag. torch
+    normalizes with the biased batch variance while running_var averages the unbiased one; `var_gap` compares like
+    with like (unbiased), `low_variance_fraction` uses the biased one that was divided by.
+
+    The gradient gain is read at the layer's own node of the graph, so that what flows into the same input by another
+    path (a skip connection) is not counted.
+
+    Args:
+        layers: Watched modules by dotted path; other kinds are passed over.
+        buffer: Where rows go.
+        without_grad: Record forward calls made without autograd too.
+    """
+
+    def __init__(self, layers: Sequence[tuple[str, nn.Module]], buffer: StepBuffer, *, without_grad: bool) -> None:
+        self.gate = CallGate(without_grad=without_grad)
+        self.not_seen: dict[str, str] = {}
+        self._layers = [(name, module) for name, module in layers if isinstance(module, _BatchNorm)]
+        self._buffer = buffer
+        self._generation = 0
+        self._entries: dict[int, _Entry] = {}  # by place in the order of execution
+        self._before: dict[str, tuple[torch.Tensor, torch.Tensor] | None] = {}
+        self._places: dict[str, int] = {}
+        self._log = TableLog(
+            ("layer", "call", "training", "channels"), (*_STATE, "grad_gain", "act_gain")
+        )  # fmt: skip
+
+    def attach(self) -> list[Any]:
+        """Register the hooks and return their handles."""
+        handles: list[Any] = []
+        for name, module in self._layers:
+            handles.append(module.register_forward_pre_hook(Hook(self._pre_hook(name))))
+            # First among the module's hooks: a hook of the user's may change the output in place.
+            after = Hook(self._forward_hook(name))
+            handles.append(module.register_forward_hook(after, prepend=True, with_kwargs=True))
+        return handles
+
+    def _pre_hook(self, layer: str) -> Callable[[_BatchNorm, Any], None]:
+        def before(module: _BatchNorm, _: Any) -> None:
+            self._places.pop(layer, None)
+            place = self.gate.admit(layer)
+            if place is None:
+                return
+            self._places[layer] = place
+            with torch.no_grad():
+                mean, var = module.running_mean, module.running_var
+                self._before[layer] = None if mean is None or var is None else (mean.clone(), var.clone())
+
+        return before
+
+    def _forward_hook(self, layer: str) -> Callable[[_BatchNorm, Any, Any, Any], None]:
+        def after(module: _BatchNorm, args: Any, named: Any, output: torch.Tensor) -> None:
+            place = self._places.pop(layer, None)
+            if place is None:
+                return
+            x: torch.Tensor = args[0] if args else named["input"]
+            if not x.numel() or not can_reduce(x):
+                return
+            by_batch = module.training or module.running_mean is None
+            with torch.no_grad():
+                state = self._state(module, x.detach(), output, self._before.pop(layer, None))
+                slots = (
+                    self._buffer.reduce_shared(x),
+                    self._buffer.reduce_shared(output),
+                    self._buffer.values(state),
+                )
+            entry = _Entry(layer, (by_batch, module.num_features), (x.numel(), output.numel()), slots)
+            self._entries[place] = entry
+            self._follow_gradient(layer, entry, output)
+
+        return after
+
+    def _follow_gradient(self, layer: str, entry: _Entry, output: torch.Tensor) -> None:
+        node = output.grad_fn
+        if node is None:
+            return
+        if "BatchNorm" not in node.name():
+            self.not_seen.setdefault(layer, f"its output comes from {node.name()}, so its gradient gain is not read")
+            return
+        generation = self._generation
+
+        def backward(grad_inputs: Any, grad_outputs: Any) -> None:
+            if not self.gate.recording or generation != self._generation:
+                return
+            with torch.no_grad():
+                if grad_inputs and grad_inputs[0] is not None:
+                    entry.grad_in = self._buffer.reduce(grad_inputs[0].detach(), norm_only=True)
+                if grad_outputs and grad_outputs[0] is not None:
+                    entry.grad_out = self._buffer.reduce(grad_outputs[0].detach(), norm_only=True)
+
+        node.register_hook(backward)
+
+    def _state(
+        self,
+        module: _BatchNorm,
+        x: torch.Tensor,
+        output: torch.Tensor,
+        before: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> list[torch.Tensor]:
+        """Return the seven numbers of `_STATE`, on the layer's own device."""
+        count = x.numel() // x.shape[1]
+        mean, var = _batch_statistics(module, x, output)
+        nan = torch.full((), float("nan"), device=x.device, dtype=mean.dtype)
+        mean_gap = var_gap = nan
+        if before is not None:
+            # Below eps the layer no longer divides by the variance: one constant channel must not drown the others.
+            least = max(module.eps, torch.finfo(mean.dtype).tiny)
+            running_mean, running_var = (value.to(mean.dtype) for value in before)
+            unbiased = (var * (count / max(count - 1, 1))).clamp(min=least)
+            mean_gap = ((mean - running_mean).square() / unbiased).mean().sqrt()
+            var_gap = (unbiased.log() - running_var.clamp(min=least).log()).square().mean().sqrt()
+        scale = torch.ones_like(mean) if module.weight is None else module.weight.detach().to(mean.dtype)
+        size = scale.abs()
+        low = (var < module.eps).to(mean.dtype).mean() + 0 * var.mean()  # NaN where a variance is not finite
+        return [mean_gap, var_gap, scale.mean(), scale.std(correction=0), size.max(), size.min(), low]
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a backward pass reached any entry of the open step."""
+        return any(entry.grad_out >= 0 for entry in self._entries.values())
+
+    def discard(self) -> None:
+        """Forget the open step."""
+        self._entries = {}
+        self._before.clear()
+        self._places.clear()
+        self.gate.close_step()
+        self._generation += 1
+
+    def close_step(self, step: int) -> Callable[[Rows], None]:
+        """End the step; the function returned takes its rows once they are on the host."""
+        entries = [entry for _, entry in sorted(self._entries.items())]
+        self.discard()
+        calls: Counter[str] = Counter()
+        keys = []
+        for entry in entries:
+            keys.append((entry.layer, calls[entry.layer], *entry.facts))
+            calls[entry.layer] += 1
+
+        def deliver(rows: Rows) -> None:
+            if not entries:
+                return
+            padded = np.vstack([rows, np.full((1, rows.shape[1]), np.nan)])  # slot -1: nothing was read
+            sizes = np.array([entry.sizes for entry in entries], dtype=np.int64)
+            std_in = statistics(padded[[entry.input_slot for entry in entries]], sizes[:, 0])["std"]
+            std_out = statistics(padded[[entry.output_slot for entry in entries]], sizes[:, 1])["std"]
+            state = padded[[entry.state_slot for entry in entries]]
+            values = {name: state[:, place] for place, name in enumerate(_STATE)}
+            grads = [norm_of(padded[[getattr(e, side) for e in entries]]) for side in ("grad_in", "grad_out")]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values["grad_gain"] = grads[0] / grads[1]
+                values["act_gain"] = std_out / std_in
+            self._log.append(step, keys, values)
+
+        return deliver
+
+    def frame(self) -> Any:
+        """Return `trace.batchnorm` so far."""
+        frame = self._log.frame()
+        return frame.astype({"training": bool}) if len(frame) else frame
+
+
+def _batch_statistics(module: _BatchNorm, x: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and biased variance of each channel of this batch.
+
+    Where the layer normalized by the batch, its graph node has both already (as mean and 1/sqrt(var + eps)), so the
+    input is not read again; a saved value gives the variance to eps times rounding, which is plenty for a gap.
+    """
+    node = output.grad_fn
+    # Under saved-tensor hooks a look at what was saved calls them: checkpointing would run its segment again.
+    if node is not None and (module.training or module.running_mean is None) and not _saving_is_hooked():
+        mean = getattr(node, "_saved_result1", None)
+        inverse_std = getattr(node, "_saved_result2", None)
+        channels = (x.shape[1],)
+        if mean is not None and inverse_std is not None and mean.shape == inverse_std.shape == channels:
+            mean, inverse_std = (
+                value if value.dtype == torch.float64 else value.float() for value in (mean, inverse_std)
+            )
+            return mean, (inverse_std.pow(-2) - module.eps).clamp(min=0)
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    dims = [0, *range(2, x.dim())]
+    var, mean = torch.var_mean(wide, dim=dims, correction=0)
+    return mean, var
+
+
+def _saving_is_hooked() -> bool:
+    """Return whether saved-tensor hooks are active; torch has no public way to ask, so an unknown answer is yes."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(False) is not None

@@ -1,0 +1,51 @@
+"""A growing table: recorded steps in compact arrays, a frame when somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+__all__ = ["TableLog"]
+
+
+@final
+class TableLog:
+    """Rows of one table, appended a step at a time.
+
+    A step's keys (layer, call, ...) are nearly always those of the step before, so equal ones are kept once and a
+    step costs its numbers only: eight bytes a value.
+
+    Args:
+        keys: Names of the key columns, without "step".
+        values: Names of the value columns.
+    """
+
+    def __init__(self, keys: Sequence[str], values: Sequence[str]) -> None:
+        self._key_names, self._value_names = tuple(keys), tuple(values)
+        self._interned: dict[tuple[tuple[object, ...], ...], int] = {}
+        self._steps: list[tuple[int, int, npt.NDArray[np.float64]]] = []
+
+    def append(
+        self, step: int, keys: Sequence[tuple[object, ...]], values: Mapping[str, npt.NDArray[np.float64]]
+    ) -> None:
+        """Append one step's rows: a tuple of keys and an entry of each value array for every row."""
+        if keys:
+            number = self._interned.setdefault(tuple(keys), len(self._interned))
+            self._steps.append((step, number, np.column_stack([values[name] for name in self._value_names])))
+
+    def frame(self) -> pd.DataFrame:
+        """Return everything appended, one row a key and step."""
+        if not self._steps:
+            return pd.DataFrame()
+        key_sets = [list(zip(*keys, strict=True)) for keys in self._interned]
+        counts = [len(values) for _, _, values in self._steps]
+        columns: dict[str, object] = {"step": np.repeat([step for step, _, _ in self._steps], counts)}
+        for place, name in enumerate(self._key_names):
+            columns[name] = [key for _, number, _ in self._steps for key in key_sets[number][place]]
+        stacked = np.concatenate([values for _, _, values in self._steps])
+        columns.update({name: stacked[:, place] for place, name in enumerate(self._value_names)})
+        return pd.DataFrame(columns)

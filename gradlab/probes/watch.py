@@ -1,0 +1,400 @@
+"""watch(): attach probes to a model, close steps, detach, and give the trace."""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, final
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from gradlab.errors import UsageError
+from gradlab.probes.batchnorm import BatchNormProbe
+from gradlab.probes.buffer import Rows, StepBuffer
+from gradlab.probes.hooks import Hook, MethodHook
+from gradlab.probes.layers import LayerProbe
+from gradlab.probes.log import TableLog
+from gradlab.probes.parameters import ParameterProbe, StepScales
+from gradlab.probes.recurrent import RecurrentProbe
+from gradlab.probes.schedule import Schedule, as_schedule
+from gradlab.probes.selection import LayerSelection, select
+from gradlab.probes.units import UnitProbe
+from gradlab.trace import Trace
+
+__all__ = ["LayerSelection", "Probe", "watch"]
+
+_STEP = ("loss", "seconds", "skipped", "loss_scale", "learning_rate", "grad_norm", "clip")
+_watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    every: int | Schedule = 1,
+    layers: LayerSelection = None,
+    timesteps: bool | int = False,
+    scaler: torch.amp.GradScaler | None = None,
+    without_grad: bool = False,
+) -> Probe:
+    """Watch a model train: per-layer signal and gradient, parameters, BatchNorm. Training itself is bit-identical.
+
+    Args:
+        model: Any module. By default every module without children is watched, and every one that owns parameters.
+        optimizer: Its step hooks close the steps. Without one, call `probe.step()` after backward, before gradients
+            are zeroed.
+        every: Record every k-th step, or a schedule such as `log_spaced(steps, count)`; step 0 is the first.
+        layers: "all" adds containers (a residual block's output); a glob or several ("stages.*.relu") or a predicate
+            on (dotted path, module) choose from all modules.
+        timesteps: Follow each watched nn.RNN, nn.LSTM and nn.GRU through time: True for every time step, k for 0, k,
+            2k, ... and the last. In recorded steps they then run in chunks: weight gradients are equal to rounding.
+        scaler: The GradScaler of AMP training: gradients are recorded unscaled, and skipped updates as such.
+        without_grad: Record forward calls under no_grad too; by default an evaluation between steps is not recorded.
+
+    Returns:
+        A probe: a context manager whose `trace` has the tables. Use it with `with`, or call `close()`.
+
+    Raises:
+        UsageError: Not a module, already watched, not materialized (lazy), a selection that matches nothing, an
+            optimizer of another model, a scaler without an optimizer, `timesteps` without a recurrent module.
+
+    Note:
+        `trace.layers.grad_norm` is the L2 norm over the whole batch of dL/d(output), so it scales with the loss's
+        reduction. Recording reads every tensor once more; see benchmarks/ for what it costs.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with watch(model, optimizer) as probe:
+        ...     loss = model(torch.randn(16, 4)).square().mean()
+        ...     loss.backward()
+        ...     optimizer.step()
+        >>> probe.trace.layers[["step", "layer", "kind"]].values.tolist()
+        [[0, '0', 'Linear'], [0, '1', 'ReLU'], [0, '2', 'Linear']]
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"watch needs a torch.nn.Module; got {type(model).__name__}.")
+    if model in _watched:
+        raise UsageError("This model is watched already: close the other probe first.")
+    if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
+        raise UsageError("This model has lazy parameters that have no shape yet: run one batch through it first.")
+    if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
+        raise UsageError(f"watch needs a torch.optim.Optimizer as its optimizer; got {type(optimizer).__name__}.")
+    if scaler is not None and optimizer is None:
+        raise UsageError("watch needs the optimizer with the scaler: only then is it known which gradients are scaled.")
+    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
+        raise UsageError(f"watch needs a torch.amp.GradScaler as its scaler; got {type(scaler).__name__}.")
+    chosen = select(model, layers)
+    return Probe(model, optimizer, chosen, as_schedule(every), scaler, timesteps=timesteps, without_grad=without_grad)
+
+
+@final
+class Probe:
+    """Watches one model; made by `watch`. Each step: forward, backward, then it is closed and its numbers are kept."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        layers: list[tuple[str, nn.Module]],
+        schedule: Schedule,
+        scaler: torch.amp.GradScaler | None,
+        *,
+        timesteps: bool | int,
+        without_grad: bool,
+    ) -> None:
+        params = list(model.named_parameters())
+        held = {id(p) for group in (optimizer.param_groups if optimizer else ()) for p in group["params"]}
+        if optimizer is not None and not any(id(param) in held for _, param in params):
+            raise UsageError("The optimizer holds none of the model's parameters: give the model's own optimizer.")
+        self._model, self._optimizer, self._scaler, self._schedule = model, optimizer, scaler, schedule
+        self._buffer = StepBuffer()
+        self._layers = LayerProbe(layers, self._buffer, without_grad=without_grad)
+        self._batchnorm = BatchNormProbe(layers, self._buffer, without_grad=without_grad)
+        self._units = UnitProbe(model, layers, without_grad=without_grad)
+        self._recurrent = RecurrentProbe(model, layers, self._buffer, timesteps=timesteps, without_grad=without_grad)
+        self._params = ParameterProbe(params, self._buffer, held)
+        self._steps = TableLog((), _STEP)
+        self._layer_names = [name for name, _ in layers]
+        self._info: dict[str, Any] = {
+            "model": type(model).__name__,
+            "layers": [[name, type(module).__name__] for name, module in layers],
+            "params": [[name, list(param.shape)] for name, param in params],
+        }
+        self._scalars: dict[str, int | float] = {}
+        self._stepped_in_scaler = False
+        self._handles: list[Any] = []
+        self._trace: Trace | None = None
+        self._step = 0
+        self._clock = time.perf_counter()
+        self._open, self._recording = True, False
+        self._attach()
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def _attach(self) -> None:
+        _watched.add(self._model)
+        try:
+            # BatchNorm's pre-hooks must see the state before the call, and its hook the output before any other's.
+            for probe in (self._layers, self._units, self._batchnorm):
+                self._handles += probe.attach()
+            if self._optimizer is not None:
+                self._handles.append(self._optimizer.register_step_pre_hook(Hook(self._before_optimizer)))
+                self._handles.append(self._optimizer.register_step_post_hook(Hook(self._after_optimizer)))
+            if self._scaler is not None:
+                self._wrap_scaler(self._scaler)
+            self._begin_step()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Remove every hook; the trace stays readable. A step whose backward pass ran is kept though not closed."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            if self._recording and any(p.has_gradients for p in (self._layers, self._batchnorm, self._recurrent)):
+                self._info["last_step_closed"] = False
+                self._close_step(skipped=False)
+            for part in (self._buffer, self._layers, self._batchnorm, self._recurrent, self._params):
+                part.discard()
+        finally:  # whatever failed (a device that is gone, say), the model is let go
+            self._set_recording(False)
+            self._trace = None
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+            if self._scaler is not None:
+                vars(self._scaler).pop("step", None)
+            _watched.discard(self._model)
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- what the user calls ------------------------------------------------------------------------------------
+
+    @property
+    def recording(self) -> bool:
+        """Whether the open step is being recorded."""
+        return self._recording
+
+    @property
+    def step_number(self) -> int:
+        """Number of the open step, from 0."""
+        return self._step
+
+    def step(self) -> None:
+        """Close the step: call after backward (and after optimizer.step), before gradients are zeroed.
+
+        Raises:
+            UsageError: The probe has an optimizer, whose own hooks close the steps; or it is closed.
+        """
+        if self._optimizer is not None:
+            raise UsageError("This probe closes its steps by the optimizer's step hooks: do not call probe.step().")
+        if not self._open:
+            raise UsageError("This probe is closed: it records no further step.")
+        if self._recording:
+            self._params.before_update(keep_weights=False)
+        self._close_step(skipped=False)
+
+    def tap(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """Record a tensor that no module puts out (a functional activation), and return it unchanged.
+
+        Args:
+            tensor: Any floating-point tensor in the forward pass.
+            name: Its name in `trace.layers`; not that of a watched module.
+
+        Raises:
+            UsageError: A watched module has this name, it is no text, or `tensor` is no tensor.
+        """
+        if not (isinstance(tensor, torch.Tensor) and isinstance(name, str)):
+            raise UsageError(f"tap takes a tensor and its name, a text; got {type(tensor).__name__} and {name!r}.")
+        if name in self._layer_names:
+            raise UsageError(f"tap: '{name}' is the name of a watched module; choose another.")
+        self._layers.tap(tensor, name)
+        return tensor
+
+    def log(
+        self, *, loss: torch.Tensor | float | None = None, clip: tuple[torch.Tensor | float, float] | None = None
+    ) -> None:
+        """Tell the open step what only the training loop knows; nothing is copied to the host before the step closes.
+
+        Args:
+            loss: The loss, one entry.
+            clip: (total norm that `clip_grad_norm_` returned, its max_norm). Then `params.grad_norm_unclipped` and
+                `steps.clip_coefficient` are known; without it a clipped gradient is recorded as the optimizer uses it.
+
+        Raises:
+            UsageError: A loss or norm that is not one number, or a `clip` that is no pair.
+        """
+        if clip is not None and not (isinstance(clip, tuple | list) and len(clip) == 2):
+            raise UsageError(f"log: clip takes a pair (total norm, max_norm); got {type(clip).__name__}.")
+        if not self._recording:
+            return
+        if loss is not None:
+            self._scalars["loss"] = self._scalar(loss, "loss")
+        if clip is not None:
+            self._scalars["clip_norm"] = self._scalar(clip[0], "total norm")
+            self._scalars["clip_max"] = self._scalar(clip[1], "max_norm")
+
+    @property
+    def trace(self) -> Trace:
+        """The trace of all steps closed so far."""
+        self._buffer.wait()
+        if self._trace is None:
+            ran = self._layers.ran
+            probes: tuple[Any, ...] = (self._layers, self._units, self._params, self._batchnorm, self._recurrent)
+            names = ("layers", "units", "params", "batchnorm", "timesteps")
+            tables = {name: probe.frame() for name, probe in zip(names, probes, strict=True)}
+            tables["steps"] = self._steps_frame()
+            info = self._info | {
+                "never_ran": [name for name in self._layer_names if name not in ran] if self._step else [],
+                "not_seen": self._layers.not_seen | self._batchnorm.not_seen | self._recurrent.not_seen,
+                "time_not_watched": self._recurrent.time_not_watched,
+                "calls_without_grad": self._layers.gate.calls_without_grad,
+                "steps_closed": self._step,
+            }
+            self._trace = Trace({name: frame for name, frame in tables.items() if len(frame)}, info)
+        return self._trace
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def _begin_step(self) -> None:
+        self._scalars = {}
+        self._set_recording(bool(self._schedule(self._step)))
+
+    def _set_recording(self, recording: bool) -> None:
+        self._recording = recording
+        for probe in (self._layers, self._batchnorm, self._units):
+            probe.gate.recording = recording
+        self._recurrent.set_recording(recording)
+
+    def _scalar(self, value: torch.Tensor | float, what: str = "value") -> int | float:
+        """Return a plain number as it is (a float) and a tensor as the slot it was put in (an int)."""
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            return self._buffer.values([value])
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{value!r:.60}"
+            raise UsageError(f"log: the {what} must be a number or have one entry; got {got}.") from None
+
+    def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if not self._recording:
+            return None
+        # With a closure the gradients come only when the optimizer calls it; its first result is what it uses.
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if callable(closure):
+            wrapped = self._read_after(closure)
+            if "closure" in kwargs:
+                return args, {**kwargs, "closure": wrapped}
+            return (args[0], wrapped, *args[2:]), kwargs
+        self._read_before_update(optimizer)
+        return None
+
+    def _read_after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        first = True
+
+        def wrapped() -> Any:
+            nonlocal first
+            result = closure()
+            if first and self._optimizer is not None:
+                first = False
+                self._read_before_update(self._optimizer)
+            return result
+
+        return wrapped
+
+    def _read_before_update(self, optimizer: torch.optim.Optimizer) -> None:
+        # A fused optimizer unscales inside its kernel: until then its gradients carry the loss scale.
+        inside = getattr(optimizer, "grad_scale", None)
+        if inside is not None:
+            self._scalars["param_scale"] = self._scalar(inside)
+        found = getattr(optimizer, "found_inf", None)
+        if found is not None:
+            self._scalars["skipped"] = self._scalar(found)
+        self._params.before_update(keep_weights=True)
+
+    def _after_optimizer(self, *_: object) -> None:
+        self._stepped_in_scaler = True
+        if self._recording:
+            self._params.after_update()
+        self._close_step(skipped=False)
+
+    def _wrap_scaler(self, scaler: torch.amp.GradScaler) -> None:
+        """See the updates that the scaler skips: then the optimizer's hooks are never called."""
+        original = scaler.step
+
+        def step(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+            if optimizer is not self._optimizer or not scaler.is_enabled():
+                return original(optimizer, *args, **kwargs)
+            scale = getattr(scaler, "_scale", None)
+            if self._recording and isinstance(scale, torch.Tensor):
+                self._scalars["loss_scale"] = self._scalar(scale)
+            self._stepped_in_scaler = False
+            result = original(optimizer, *args, **kwargs)
+            if not self._stepped_in_scaler:
+                if self._recording:
+                    self._params.before_update(keep_weights=False)
+                self._close_step(skipped=True)
+            return result
+
+        vars(scaler)["step"] = MethodHook(step, scaler, "step")
+
+    def _close_step(self, *, skipped: bool) -> None:
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        if self._recording:
+            self._deliver_later(self._step, seconds, skipped)
+        self._trace = None
+        self._step += 1
+        if self._open:
+            self._begin_step()
+
+    def _deliver_later(self, step: int, seconds: float, skipped: bool) -> None:
+        scalars = self._scalars
+        lr = self._optimizer.param_groups[0].get("lr", math.nan) if self._optimizer is not None else math.nan
+        scalars["learning_rate"] = self._scalar(lr)
+        self._units.close_step()
+        layers, batchnorm = self._layers.close_step(step), self._batchnorm.close_step(step)
+        recurrent, params = self._recurrent.close_step(step), self._params.close_step(step)
+
+        def deliver(rows: Rows) -> None:
+            def number(name: str, otherwise: float) -> float:
+                place = scalars.get(name, otherwise)
+                return float(rows[place, 0]) if isinstance(place, int) else place
+
+            loss_scale = number("loss_scale", 1.0)
+            clip = math.nan
+            if "clip_norm" in scalars:  # torch.nn.utils.clip_grad_norm_: max_norm / (total + 1e-6), at most 1
+                norm = number("clip_norm", math.nan)
+                clip = norm if math.isnan(norm) else min(1.0, number("clip_max", math.nan) / (norm + 1e-6))
+            layers(rows, loss_scale)
+            batchnorm(rows)
+            recurrent(rows, loss_scale)
+            grad_norm = params(rows, StepScales(loss_scale, number("param_scale", 1.0), clip))
+            left_out = float(skipped or number("skipped", 0.0) > 0)
+            loss, rate = number("loss", math.nan), number("learning_rate", math.nan)
+            row = (loss, seconds, left_out, loss_scale, rate, grad_norm, clip)
+            self._steps.append(step, [()], {n: np.array([v]) for n, v in zip(_STEP, row, strict=True)})
+
+        self._buffer.flush(deliver)
+
+    def _steps_frame(self) -> pd.DataFrame:
+        frame = self._steps.frame()
+        if len(frame):
+            frame = frame.rename(columns={"clip": "clip_coefficient"}).astype({"skipped": bool})
+        return frame

@@ -1,0 +1,236 @@
+"""A study from settings to a finished run: cells, claims, figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradlab.errors import GradlabError, StoreError, UsageError
+from gradlab.study import Study
+from gradlab.sweep.engine import Job, Outcome, run_cells
+from gradlab.sweep.progress import SweepDisplay
+from gradlab.sweep.store import Run, create_run, replace_file
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gradlab.analysis.claims import Claim
+
+__all__ = ["SweepReport", "draw_figures", "judge", "start_run", "sweep"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepReport:
+    """How a sweep went."""
+
+    run: Run
+    outcomes: Sequence[Outcome]
+    interrupted: bool
+    signal_number: int = signal.SIGINT  # which signal, where interrupted
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """Cells that failed."""
+        return [outcome for outcome in self.outcomes if outcome.status == "failed"]
+
+    @property
+    def fatal(self) -> list[Outcome]:
+        """Cells that could not be stored, which ended the sweep."""
+        return [outcome for outcome in self.outcomes if outcome.fatal]
+
+
+def start_run(
+    study: Study, preset: str, settings: Any, *, out: Path, device: str, facts: Mapping[str, Any] | None = None
+) -> Run:
+    """Plan a study's cells and make the folder of a new run.
+
+    Args:
+        study: What to run.
+        preset: Name of the preset the settings began from.
+        settings: An instance of the study's settings.
+        out: Folder that holds runs.
+        device: Name of the device, already resolved.
+        facts: Further entries of the manifest.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
+    from gradlab.runtime import environment
+
+    manifest = {
+        "preset": preset,
+        "settings": dataclasses.asdict(settings),
+        "device": device,
+        "command": sys.argv,
+        "environment": environment(),
+        **(facts or {}),
+    }
+    return create_run(out, study.name, manifest, study.plan(settings))
+
+
+def sweep(
+    study: Study, settings: Any, run: Run, *, device: str, workers: int, data_dir: Path | None, console: Console
+) -> SweepReport:
+    """Run the cells of a run that are not finished yet.
+
+    Ctrl-C, and the SIGTERM of a batch system, stop the sweep: running cells end at their next step, finished ones stay.
+    So it does when a cell cannot be stored: the next ones would be computed for nothing.
+
+    Raises:
+        UsageError: The run was planned by another version of the study, so that its cells are not this plan's.
+    """
+    cells = study.plan(settings)
+    if {cell.key for cell in cells} != run.planned:
+        raise UsageError(
+            f"{run.folder} was planned by another version of '{study.name}', with other cells: it can be read but not "
+            f"gone on with; 'gradlab run {study.name}' starts a new run."
+        )
+    finished = {cell.key for cell in run.cells()}
+    todo = [cell for cell in cells if cell.key not in finished]
+    job = Job(run=study.run, folder=run.folder, device=device, data_dir=data_dir)
+    outcomes: list[Outcome] = []
+    stopped_by = None
+    if todo:
+        with SweepDisplay(console, len(todo)) as display, _termination_interrupts():
+            stream = run_cells(job, todo, workers=workers, progress=display.update, stopping=display.stopping)
+            with closing(stream):  # type: ignore[type-var]
+                try:
+                    for outcome in stream:
+                        outcomes.append(outcome)
+                        display.finish(outcome)
+                        if outcome.fatal:
+                            break
+                except KeyboardInterrupt as interrupt:
+                    stopped_by = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+    return SweepReport(
+        run=Run(run.folder),
+        outcomes=outcomes,
+        interrupted=stopped_by is not None,
+        signal_number=stopped_by or signal.SIGINT,
+    )
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def judge(study: Study, run: Run) -> list[Claim]:
+    """Decide a study's claims from a run's tables and write claims.json.
+
+    Raises:
+        StoreError: The run has no finished cell, or lacks cells that the claims need; claims.json cannot be written.
+    """
+    from gradlab.analysis.claims import claims_to_json
+
+    _check_not_empty(run)
+    try:
+        claims = list(study.claims(run))
+    except StoreError:  # a damaged table; going on with the run would not mend it
+        raise
+    except Exception as error:
+        if gaps := _gaps(run, error):
+            raise StoreError(f"The claims cannot be decided: {gaps}") from error
+        raise
+    replace_file(run.folder / "claims.json", claims_to_json(claims).encode())
+    return claims
+
+
+def draw_figures(study: Study, run: Run, *, names: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
+    """Draw a study's figures from a run's tables into its folder `figures`: PNG, PDF, and the CSV drawn.
+
+    Args:
+        study: The study.
+        run: One of its runs.
+        names: Only these figures; all of them by default.
+
+    Returns:
+        The PNG files, and a sentence for each figure that could not be drawn from what the run holds.
+
+    Raises:
+        StoreError: The run has no finished cell, or a file cannot be written.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    from gradlab.plots.style import paper_style
+
+    _check_not_empty(run)
+    drawn, missing, captions = [], [], []
+    folder = run.folder / "figures"
+    for name, draw in study.figures.items():
+        if names and name not in names:
+            continue
+        try:
+            with paper_style():
+                drawing = draw(run)
+                for suffix in ("png", "pdf"):
+                    buffer = io.BytesIO()
+                    # No date in the file: redrawing the same tables gives the same bytes.
+                    metadata = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
+                    drawing.figure.savefig(buffer, format=suffix, metadata=metadata)
+                    replace_file(folder / f"{name}.{suffix}", buffer.getvalue())
+        except StoreError:
+            raise
+        except Exception as error:
+            sentence = str(error) if isinstance(error, GradlabError) else _gaps(run, error)
+            if not sentence:
+                raise
+            missing.append(f"{name}: {sentence}")
+            continue
+        finally:
+            plt.close("all")
+        replace_file(folder / f"{name}.csv", drawing.data.to_csv(index=False).encode())
+        captions.append(f"## {name}\n\n![{name}]({name}.png)\n\n{drawing.caption}\n")
+        drawn.append(folder / f"{name}.png")
+    if captions and not names:
+        command = f"gradlab figures {run.study}/{run.folder.name}"
+        title = f"# {study.title}\n\nDrawn by `{command}` from the tables of this run.\n\n"
+        replace_file(folder / "README.md", (title + "\n".join(captions)).encode())
+    return drawn, missing
+
+
+def _check_not_empty(run: Run) -> None:
+    if not run.cells():
+        raise StoreError(
+            f"The run {run.folder} is empty: none of its {len(run.manifest['cells'])} cells is finished; "
+            f"'gradlab run {run.study} --resume {run.folder}' goes on with it."
+        )
+
+
+def _gaps(run: Run, error: Exception) -> str:
+    """Return a sentence on the cells a run lacks where that explains `error`; "" where the run is whole."""
+    left = len(run.planned) - len(run.cells())
+    if not left:
+        return ""
+    told = f" ({' '.join(f'{type(error).__name__}: {error}'.split())})" if not isinstance(error, GradlabError) else ""
+    return (
+        f"{left} of {len(run.planned)} cells of {run.folder} are not finished{told}; "
+        f"'gradlab run {run.study} --resume {run.folder}' goes on with it."
+    )

@@ -1,0 +1,121 @@
+"""A probe keeps numbers, not tensors, and its trace can be read at any time."""
+
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from gradlab.probes import watch
+from gradlab.probes.buffer import StepBuffer
+from gradlab.probes.reduce import norm_of
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, 2))
+
+
+def conv_net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 2))
+
+
+def test_no_activation_outlives_its_step():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    outputs = []
+    handles = [m.register_forward_hook(lambda m, a, out: outputs.append(weakref.ref(out))) for m in model]
+    with watch(model, optimizer) as probe:
+        loss = model(torch.randn(6, 3)).sum()
+        loss.backward()
+        del loss
+        assert [ref() for ref in outputs] == [None] * 5  # before the step is closed already
+        optimizer.step()
+    for handle in handles:
+        handle.remove()
+    assert len(probe.trace.layers) == 5
+
+
+def test_tensors_do_not_pile_up():
+    model = conv_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step():
+        model(torch.randn(4, 3, 6, 6)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def alive():
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    with watch(model, optimizer) as probe:
+        step()
+        before = alive()
+        for _ in range(5):
+            step()
+        assert alive() <= before
+        assert len(probe._layers._log._interned) == 1
+        assert len(probe._buffer._pending) == 0
+
+
+def test_long_evaluation_leaves_little_behind():
+    model = nn.Linear(1, 1)
+    with watch(model) as probe, torch.no_grad():
+        for _ in range(500):
+            model(torch.ones(1, 1))
+        assert sum(map(len, probe._layers.gate._first_runs.values())) <= 64
+    assert probe.trace.info["calls_without_grad"] == 500
+
+
+def test_trace_in_the_middle_and_after():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer) as probe:
+        assert len(probe.trace.steps) == 0
+        for step in range(3):
+            assert probe.step_number == step
+            model(torch.randn(6, 3)).sum().backward()
+            optimizer.step()
+            assert probe.trace.steps["step"].tolist() == list(range(step + 1))
+            assert probe.trace is probe.trace
+        middle = probe.trace
+    assert probe.trace == middle
+    assert not probe.recording
+    steps = probe.trace.steps
+    assert steps["seconds"].gt(0).all()
+    assert steps["skipped"].eq(False).all()
+    assert steps["loss_scale"].eq(1).all()
+    assert all(math.isfinite(value) for value in steps["grad_norm"])
+
+
+def test_calls_after_close_do_nothing():
+    model = mlp()
+    with watch(model) as probe:
+        model(torch.randn(6, 3)).sum().backward()
+        probe.step()
+    before = probe.trace
+    probe.log(loss=3.0)
+    x = torch.ones(2)
+    assert probe.tap(x, "late") is x
+    model(torch.randn(6, 3)).sum().backward()
+    assert probe.trace == before
+
+
+def test_a_view_of_a_whole_tensor_is_read_once_and_nothing_else_is_shared():
+    buffer = StepBuffer()
+    x = torch.randn(4, 6)
+    first = buffer.reduce_shared(x)
+    assert buffer.reduce_shared(x.view_as(x)) == first
+    assert buffer.reduce_shared(x.view(24)) == first
+    assert buffer.reduce_shared(x[:2]) != first
+    assert buffer.reduce_shared(x.t()) != first  # the same entries, but the kernel could not read them as they lie
+    assert buffer.reduce_shared(x.clone()) != first
+    view = x.view(24)
+    x.mul_(2)
+    again = buffer.reduce_shared(view)
+    assert again != first
+    norms = []
+    buffer.flush(lambda rows: norms.extend(norm_of(rows)[[first, again]]))
+    assert norms[1] == pytest.approx(2 * norms[0])
