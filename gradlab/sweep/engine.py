@@ -239,12 +239,7 @@ def _workers(count: int, stopping: Callable[[], None]) -> Iterator[tuple[Process
         raise
     finally:
         stop.set()
-        try:
-            pool.shutdown(wait=True, cancel_futures=True)
-        except KeyboardInterrupt:  # a second time: wait for no step
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()
-            pool.shutdown(wait=True, cancel_futures=True)
+        _end_pool(pool, set(multiprocessing.active_children()) - others)
         reports.close()
         for name, value in threads.items():
             if value is None:
@@ -253,20 +248,49 @@ def _workers(count: int, stopping: Callable[[], None]) -> Iterator[tuple[Process
                 os.environ[name] = value
 
 
+def _end_pool(pool: ProcessPoolExecutor, processes: set[multiprocessing.process.BaseProcess]) -> None:
+    """Wait until all worker processes have ended, each at its cell's next step; Ctrl-C meanwhile kills them."""
+    # Not the pool's own join in this thread: a thread whose join is interrupted counts as ended in Python 3.11 although
+    # it runs on (https://github.com/python/cpython/issues/90882), and it then meets pipes that are already closed.
+    closing = threading.Thread(target=pool.shutdown, kwargs={"wait": True, "cancel_futures": True})
+    with _interrupt_held_back():
+        closing.start()
+    try:
+        alive = {process.sentinel for process in processes}
+        while alive:
+            alive.difference_update(connection.wait(alive, timeout=0.2))
+    except KeyboardInterrupt:  # a second time: wait for no step
+        for process in processes:
+            process.kill()
+    with _interrupt_held_back():  # nothing runs any more, so this takes a moment
+        closing.join()
+
+
 @contextmanager
 def _interrupt_held_back() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach: until a worker can ignore it, it would end with a traceback.
+    """Let neither Ctrl-C nor SIGTERM raise here, nor reach the processes that are started here.
 
-    A Ctrl-C meanwhile is not lost: this process gets it at the end of the block.
+    Until a new worker can ignore Ctrl-C, it would end with a traceback, and so it would if this process left it half
+    started. A signal meanwhile is not lost: this process handles it at the end of the block.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets and sets handlers
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came: list[int] = []
+    # A signal goes to any thread that does not block it, and Python's handler then runs in the main thread: blocking it
+    # here keeps it from new processes, which inherit that, and only another handler keeps it from this one.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if masked is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextmanager
