@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         valid_tap_fraction,
         vgg_b_he_ratio,
     )
+    from gradlab.analysis.time_decay import gradient_half_life
 
 __all__ = [
     "ACTIVATIONS",
@@ -59,6 +60,7 @@ __all__ = [
     "fixed_point",
     "gain_profile",
     "gradient_gain",
+    "gradient_half_life",
     "length_map",
     "mean_interval",
     "not_decided",
@@ -97,6 +99,7 @@ _MODULES = {
         "valid_tap_fraction",
         "vgg_b_he_ratio",
     ),
+    "time_decay": ("gradient_half_life",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
