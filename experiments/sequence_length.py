@@ -141,7 +141,8 @@ def claims(results: Results) -> list[Claim]:
 def _against_lag(results: Results) -> Drawing:
     from gradlab.plots import forgetting
 
-    data = forgetting.against_lag_data(results.table("lags", "net"), results.table("rates", "net"))
+    attention = results.table("attention", "attention")
+    data = forgetting.against_lag_data(results.table("lags", "net"), results.table("rates", "net"), attention)
     return Drawing(figure=forgetting.against_lag(data), data=data, caption=forgetting.against_lag_caption(data))
 
 
