@@ -124,12 +124,13 @@ def against_lag_caption(data: pd.DataFrame) -> str:
     """Return what the figure shows, in words."""
     lowest = data.sort_values("mean").iloc[:1].to_dict("records")[0]
     flat = data[data["net"] == _TIMELESS]
-    contrast = (
-        f" One causal attention layer (relative to lag 1) stays within {flat['mean'].abs().max():.1f} decades up to "
-        f"lag {int(flat['lag'].max())}: no time step is farther away than another."
-        if len(flat)
-        else ""
-    )
+    contrast = ""
+    if len(flat):
+        reach, last = flat["mean"].abs().max(), int(flat["lag"].max())
+        contrast = (
+            f" One causal attention layer (relative to lag 1) stays within {reach:.1f} decades up to lag {last}: no time "
+            "step is farther away than another."
+        )
     return (
         "Norm of dh_T/dh_t against lag, in decades, at initialization; dotted: the largest Lyapunov exponent, measured "
         f"forward in time, times the lag. The smallest is 10^{lowest['mean']:.0f} ({lowest['net']}, lag "
