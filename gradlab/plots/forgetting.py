@@ -128,8 +128,8 @@ def against_lag_caption(data: pd.DataFrame) -> str:
     if len(flat):
         reach, last = flat["mean"].abs().max(), int(flat["lag"].max())
         contrast = (
-            f" One causal attention layer (relative to lag 1) stays within {reach:.1f} decades up to lag {last}: no time "
-            "step is farther away than another."
+            f" One causal attention layer (relative to lag 1) stays within {reach:.1f} decades up to lag {last}: no "
+            "time step is farther away than another."
         )
     return (
         "Norm of dh_T/dh_t against lag, in decades, at initialization; dotted: the largest Lyapunov exponent, measured "
