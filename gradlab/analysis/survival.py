@@ -77,7 +77,7 @@ def log_rank_p(first: ArrayLike, second: ArrayLike, cap: float) -> float:
 
     Example:
         >>> round(log_rank_p([700, 700, 600], [1200, float("nan"), 1400], 1500), 3)
-        0.011
+        0.015
 
     Source:
         Mantel 1966; as in `scipy.stats.logrank`.
