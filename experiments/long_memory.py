@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import UsageError
-from gradlab.study import Cell, CellContext, CellResult, Preset, Study, setting
+from gradlab.study import Cell, CellContext, CellResult, Drawing, Preset, Study, setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,6 +231,45 @@ def claims(results: Results) -> list[Claim]:
     return memory_claims(adding, copying, query, results.table("table", "table"))
 
 
+def _curves(results: Results) -> Drawing:
+    from gradlab.plots import memory
+
+    parts = []
+    for part in ("adding", "copy"):
+        curves, outcomes = results.table("curve", part), results.table("outcome", part)
+        parts.append(curves.merge(outcomes[["cell", "baseline"]], on="cell") if len(curves) else curves)
+    data = memory.learning_curves_data(*parts)
+    return Drawing(figure=memory.learning_curves(data), data=data, caption=memory.learning_curves_caption(data))
+
+
+def _success(results: Results) -> Drawing:
+    from gradlab.plots import memory
+
+    data = memory.success_by_length_data(results.table("outcome", "adding"))
+    return Drawing(figure=memory.success_by_length(data), data=data, caption=memory.success_by_length_caption(data))
+
+
+def _windows(results: Results) -> Drawing:
+    from gradlab.plots import windows
+
+    data = windows.window_loss_data(results.table("outcome", "query"), results.table("table", "table"))
+    return Drawing(figure=windows.window_loss(data), data=data, caption=windows.window_loss_caption(data))
+
+
+def _through_time(results: Results) -> Drawing:
+    from gradlab.plots import time_heatmap
+
+    data = time_heatmap.time_heatmap_data(results.table("timesteps", "adding"))
+    return Drawing(figure=time_heatmap.time_heatmap(data), data=data, caption=time_heatmap.time_heatmap_caption(data))
+
+
+FIGURES: dict[str, Callable[[Results], Drawing]] = {
+    "learning-curves": _curves,
+    "success-by-length": _success,
+    "window-loss": _windows,
+    "gradient-through-time": _through_time,
+}
+
 STUDY = Study(
     name="long-memory",
     title="Who learns what at which distance: recurrent nets, windows and attention",
@@ -244,5 +283,5 @@ STUDY = Study(
     plan=plan,
     run=run,
     claims=claims,
-    figures={},
+    figures=FIGURES,
 )

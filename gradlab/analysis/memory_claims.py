@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["ADDING_SOLVED", "LATENT_SOLVED", "PAPER_STEPS", "memory_claims"]
 
 ADDING_SOLVED = 0.01
-"""Mean squared error below which the adding problem is solved (Arjovsky et al. 2016; .1667 is the constant's)."""
+"""Mean squared error below which the adding problem counts as solved; the best constant has .1667."""
 
 LATENT_SOLVED = 0.02
 """Loss, in nats, below which the write/query series is solved."""
@@ -25,7 +25,7 @@ LATENT_SOLVED = 0.02
 PAPER_STEPS = 50_000
 """Training steps of the papers whose claims about long runs are not decided by shorter ones."""
 
-_TALLEC = "Tallec & Ollivier 2018, arXiv 1804.11188, sec. 4"
+_TALLEC = "Tallec & Ollivier 2018, arXiv 1804.11188"
 _DERIVED = "derived here; prototype of this project"
 _ABSENT = "No finished cell measured this."
 _LATENT = {"tanh": "tanh RNN", "gru": "GRU", "lstm": "LSTM"}

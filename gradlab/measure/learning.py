@@ -274,7 +274,7 @@ def learn(
         device=device,
         clip_norm=settings.clip_norm,
         every=record_every or _NEVER,
-        timesteps=timesteps if record_every else False,
+        timesteps=timesteps if record_every and timesteps else False,
         on_step=on_step,
         stop=stop,
     )
