@@ -40,7 +40,7 @@ class Settings:
     evaluation_size: int = setting(500, "sequences in an evaluation set", least=2)
     record: int = setting(10, "the time steps are recorded every so many steps, at the longest T, seed 0", least=1)
     timesteps: int = setting(5, "every so many time steps are recorded", least=1)
-    copy_net: tuple[str, ...] = setting(("tanh", "lstm", "lstm chrono"), "nets on copy memory", choices=NETS)
+    copy_net: tuple[str, ...] = setting(("tanh", "lstm chrono"), "nets on copy memory", choices=NETS)
     copy_length: int = setting(100, "pause T of copy memory, in steps", least=4)
     copy_steps: int = setting(600, "training steps there", least=1)
     copy_batch: int = setting(20, "sequences a step there", least=1)

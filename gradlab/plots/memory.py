@@ -102,6 +102,12 @@ def learning_curves(data: pd.DataFrame) -> Figure:
         ax.axhline(ADDING_SOLVED, **THEORY)
         log_axis(ax, [*adding["loss"], ADDING_SOLVED / 2, 0.3], decades=1.0)
         ax.set_xlim(0, float(adding["step"].max()) * 1.03)
+        if ax is flat[0]:
+            for height, text in (
+                (float(own["baseline"].iloc[0]) * 0.87, "best constant"),
+                (ADDING_SOLVED * 0.87, "solved"),
+            ):
+                ax.text(0.03, height, text, transform=ax.get_yaxis_transform(), va="top", fontsize=6.5, color="0.3")
         solved = own[own["solved"]]["seed"].nunique()
         ax.set_title(f"{name}: {solved} of {own['seed'].nunique()} solved")
     if len(copying):
@@ -203,6 +209,9 @@ def success_by_length(data: pd.DataFrame) -> Figure:
         median = median[median < cap]
         ax.plot([lengths.index(T) + shift for T in median.index], median, color=colour, linewidth=0.9, alpha=0.7)
     ax.axhline(cap, **_GREY)
+    ax.text(0.01, cap * 0.985, f"given up at {cap:,.0f}", transform=ax.get_yaxis_transform(), va="top", fontsize=6.5)
+    for border in range(1, len(lengths)):
+        ax.axvline(border - 0.5, color="0.9", linewidth=0.8, zorder=0)
     log_axis(ax, [*data["steps"], cap * 1.1], decades=0.7)
     ax.set_xticks(range(len(lengths)), [f"{T:g}" for T in lengths])
     ax.set_xlim(-0.5, len(lengths) - 0.5)
