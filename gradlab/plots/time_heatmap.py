@@ -122,6 +122,6 @@ def time_heatmap_caption(data: pd.DataFrame) -> str:
         f"Norm of the whole gradient dL/dh_t over a batch, while nets train on the adding problem (T = "
         f"{int(data['length'].iloc[0])}); one run a net (seed {int(data['seed'].iloc[0])}), so there is no interval. "
         f"White: training had ended. Colours span {_DECADES:.0f} decades at most; smaller gradients have the darkest. "
-        "What an LSTM carries along its cell alone passes by h. The first step's gradient over the last one's, at the first and the last recorded "
-        f"training step: {', '.join(told)}. Claims C5.7; note N10."
+        "What an LSTM carries along its cell alone passes by h. The gradient at the first time step over that at the "
+        f"last, at the first and the last recorded training step: {', '.join(told)}. Claims C5.7; note N10."
     )
