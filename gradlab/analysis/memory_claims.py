@@ -245,11 +245,12 @@ def _latent(query: pd.DataFrame) -> list[Claim]:
     claims.append(_below(query, "transformer", attention))
     above = About(
         id="N7 growing", source="note N7; prototype of this project", unit="nats",
-        statement="An MLP on the whole past, which loses nothing, does not get there in the same steps.",
+        statement="An MLP on the whole past, which loses nothing, does not get there in its steps.",
     )  # fmt: skip
     last = _of(query, "growing", "last")
     if len(last):
-        above["detail"] = f"{counts['growing']:,.0f} parameters for {query['length'].iloc[0]} tokens."
+        steps = int(query.loc[query["net"] == "growing", "steps"].iloc[0])
+        above["detail"] = f"{counts['growing']:,.0f} parameters for {query['length'].iloc[0]} tokens; {steps:,} steps."
         claims.append(decide_threshold(last, threshold=LATENT_SOLVED, direction=">", **above))
     else:
         claims.append(not_decided(_ABSENT, **above))

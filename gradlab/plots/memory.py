@@ -118,7 +118,8 @@ def learning_curves(data: pd.DataFrame) -> Figure:
         ax.axhline(float(copying["baseline"].iloc[0]), label="without memory", **THEORY)
         names = [Line2D([], [], color=MEMORY_NETS[net][1], label=MEMORY_NETS[net][0]) for net in _named(copying)]
         ax.legend(handles=[*names, Line2D([], [], label="without memory", **THEORY)], loc="upper right")
-        log_axis(ax, [*copying["loss"], *copying["baseline"]], decades=0.5)
+        room = 1.6 * float(copying["loss"].max())  # for the legend
+        log_axis(ax, [*copying["loss"], *copying["baseline"], room], decades=0.5)
         ax.set_xlim(0, float(copying["step"].max()) * 1.03)
         ax.set_title(f"copy memory, T = {int(copying['length'].iloc[0])}")
         ax.set_ylabel("cross-entropy (nats a step)")

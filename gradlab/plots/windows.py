@@ -62,7 +62,7 @@ def window_loss(data: pd.DataFrame) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(DOUBLE, 2.9), sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(DOUBLE, 3.0), sharey=True)
     windows, table = (data[data["kind"] == kind] for kind in ("window", "table"))
     limited = pd.concat([windows, table]).drop_duplicates("window").sort_values("window")
     if len(limited):
@@ -86,9 +86,8 @@ def window_loss(data: pd.DataFrame) -> Figure:
         row = data[(data["kind"] == "whole") & (data["net"] == net)]
         if len(row):
             bars = np.nan_to_num([row["mean"] - row["low"], row["high"] - row["mean"]])
-            label = f"{name} ({int(row['parameters'].iloc[0]):,})"
             right.errorbar(
-                row["parameters"], row["mean"], yerr=bars, label=label, color=colour, marker=marker, markersize=4.5,
+                row["parameters"], row["mean"], yerr=bars, label=name, color=colour, marker=marker, markersize=4.5,
                 linestyle="none", linewidth=0.9,
             )  # fmt: skip
     if len(limited):
@@ -102,8 +101,10 @@ def window_loss(data: pd.DataFrame) -> Figure:
     left.set_xlabel("tokens seen, k")
     left.set_ylabel("loss (nats)")
     right.set_xlabel("parameters")
-    if (data["kind"] == "whole").any():
-        right.legend(loc="upper right", title="sees the whole past (parameters)")
+    right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    handles, labels = right.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), columnspacing=1.2)
     return figure
 
 

@@ -45,7 +45,9 @@ def query(*, off=1.005, latent=0.01, growing=0.17):
         for net in ("tanh", "gru", "lstm", "transformer"):
             rows.append((net, seed, latent, 100 + 50 * seed, 0.0, 1282))
         rows.append(("growing", seed, growing, NAN, 0.0, 16_578))
-    return pd.DataFrame(rows, columns=["net", "seed", "last", "solved_at", "bayes", "parameters"]).assign(length=64)
+    return pd.DataFrame(rows, columns=["net", "seed", "last", "solved_at", "bayes", "parameters"]).assign(
+        length=64, steps=600
+    )
 
 
 def table(off=1.0):

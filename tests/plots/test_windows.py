@@ -43,8 +43,8 @@ def test_the_dotted_line_is_the_formula_between_the_measured_windows_too(outcome
     k, loss = line.get_data()
     np.testing.assert_allclose(loss, math.log(2) * 0.9 ** np.asarray(k))
     assert (left.get_xscale(), right.get_xscale()) == ("log", "log")
-    labels = [text.get_text() for text in right.get_legend().get_texts()]
-    assert labels == ["MLP on the whole past (1,000)", "GRU (1,000)", "Transformer (1,000)"]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["MLP on the whole past", "GRU", "Transformer"]
     assert [text.get_text() for text in right.texts] == ["k = 1", "4", "16"]
 
 
