@@ -75,7 +75,7 @@ PRESETS = {
             "window_evaluation": 40,
         },
     ),
-    "default": Preset(summary="Adding at T to 100, copy memory, write/query, 5 seeds; about 5 minutes on 2 cores."),
+    "default": Preset(summary="Adding at T to 100, copy memory, write/query, 5 seeds; under 6 minutes on 2 cores."),
     "wide": Preset(
         summary="The same with 64 units and 2,000 steps at T = 100; about 10 minutes on 2 idle cores. Unverified.",
         settings={"hidden": 64, "steps": 2000, "length": (100,), "copy_batch": 50, "copy_steps": 800},

@@ -154,10 +154,8 @@ def _copying(copying: pd.DataFrame) -> list[Claim]:
     ratio = copying.assign(ratio=copying["last"] / copying["baseline"]) if len(copying) else copying
     vanilla, chrono = _of(ratio, "tanh", "ratio"), _of(ratio, "lstm chrono", "ratio")
     cap = int(copying["steps"].max()) if len(copying) else 0
-    told = [
-        f"{net} {group['last'].mean():.4f}"
-        for net, group in (copying.groupby("net", sort=False) if len(copying) else ())
-    ]
+    means = copying.groupby("net", sort=False)["last"].mean() if len(copying) else pd.Series(dtype=float)
+    told = ", ".join(f"{net} {mean:.4f}" for net, mean in means.items())
     if len(vanilla):
         plateau["detail"] = (
             f"Baseline {copying['baseline'].iloc[0]:.4f}; after {cap:,} steps {told}. Training ends a little above the "

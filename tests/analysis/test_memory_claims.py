@@ -75,6 +75,7 @@ def test_a_world_as_measured():
     assert found["C5.7 chrono"].p_value == 1 / 252
     assert "the factor is 1.82" in found["C5.7 factor 7"].detail  # (1000 + 1150 + 1100 + 2 * 1200) / 3100
     assert "3,489 and 4,641 parameters." in found["C5.7 GRU"].detail
+    assert "after 600 steps tanh 0.1743, lstm chrono 0.1839." in found["C5.8 plateau"].detail
 
 
 def test_another_world_is_not_reproduced():
