@@ -235,7 +235,8 @@ def _latent(query: pd.DataFrame) -> list[Claim]:
             id=f"C6 latent {name}", source="note N7; " + _DERIVED, unit="nats",
             statement=f"A latent net, the {name}, sums up the past in its state: its loss falls below {LATENT_SOLVED}.",
         )  # fmt: skip
-        claims.append(_below(query, net, about))
+        about["detail"] = "It has many short gaps to learn from: a matter of memory, not of vanishing gradients."
+        claims.append(_below(query, net, about if net == "tanh" else about | {"detail": ""}))
     attention = About(
         id="C6 Transformer", source="note N13", unit="nats",
         statement=f"So does a causal Transformer of one layer, which keeps the whole past: below {LATENT_SOLVED}.",
@@ -261,7 +262,8 @@ def _below(query: pd.DataFrame, net: str, about: About) -> Claim:
         return not_decided(_ABSENT, **about)
     when = _of(query, net, "solved_at")
     steps = f" {np.nanmean(when):.0f} steps on average." if np.isfinite(when).all() else ""
-    about["detail"] = f"{int(_of(query, net, 'parameters')[0]):,} parameters.{steps}"
+    told = f"{int(_of(query, net, 'parameters')[0]):,} parameters.{steps}"
+    about["detail"] = f"{told} {about.get('detail', '')}".strip()
     return decide_threshold(last, threshold=LATENT_SOLVED, direction="<", **about)
 
 

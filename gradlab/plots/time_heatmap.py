@@ -116,7 +116,7 @@ def time_heatmap_caption(data: pd.DataFrame) -> str:
         own = data[data["net"] == net]
         first = own[own["t"] == own["t"].min()].sort_values("step")["log10_grad_norm"]
         last = own[own["t"] == own["t"].max()].sort_values("step")["log10_grad_norm"]
-        reach = first.to_numpy(dtype=np.float64) - last.to_numpy(dtype=np.float64)
+        reach = np.round(first.to_numpy(dtype=np.float64) - last.to_numpy(dtype=np.float64)) + 0.0  # no -0
         told.append(f"{MEMORY_NETS[net][0]} 10^{reach[0]:.0f} and 10^{reach[-1]:.0f}")
     return (
         f"Norm of the whole gradient dL/dh_t over a batch, while nets train on the adding problem (T = "

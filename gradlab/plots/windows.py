@@ -118,5 +118,6 @@ def window_loss_caption(data: pd.DataFrame) -> str:
         "number of parameters (labels: k), which grows with k, beside those that see the whole past: as a window that "
         "grows with it, or summed up in a state of fixed size. "
         + interval_note(runs, log=False).replace("Lines are means and bands", "Points are means and bands or bars")
-        + " Claims C6; notes N7, N10 and N13; the theory is derived here."
+        + " The tanh RNN solves this too, by latching and through many short gaps: it is a matter of memory, not of "
+        "vanishing gradients. Claims C6; notes N7, N10 and N13; the theory is derived here."
     )
