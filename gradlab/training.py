@@ -1,4 +1,4 @@
-"""The one training loop: SGD on a task that lives on the device, watched by probes, ending in numbers."""
+"""The one training loop, watched by probes and ending in numbers, and its use on images: SGD as in He et al. 2015."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradlab.runtime import PRECISIONS, explain_memory, resolve_device
 from gradlab.tasks.image import ImageTask, batch_schedule
 from gradlab.trace import Trace
 
-__all__ = ["TrainResult", "TrainSettings", "evaluate", "learning_rate", "train"]
+__all__ = ["StepsResult", "TrainResult", "TrainSettings", "evaluate", "learning_rate", "run_steps", "train"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +97,21 @@ class TrainResult:
     test_error: float
     seconds: float
     cpu_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepsResult:
+    """What `run_steps` ended with.
+
+    Args:
+        losses: As in `TrainResult`.
+        diverged_at: As in `TrainResult`.
+        trace: As in `TrainResult`.
+    """
+
+    losses: npt.NDArray[np.float64]
+    diverged_at: int | None
+    trace: Trace
 
 
 def learning_rate(settings: TrainSettings, step: int) -> float:
@@ -184,49 +199,113 @@ def _train(
     augmentation = torch.Generator(device if device.type != "meta" else "cpu").manual_seed(settings.seed + 1)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     optimizer = _sgd(model, settings, fused=scaler.is_enabled())
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
-    losses = torch.full((settings.steps,), math.nan, device=device)
-    on_host, done, diverged_at = device.type == "cpu", 0, None
 
-    with watch(model, optimizer, every=every, layers=layers, scaler=scaler if scaler.is_enabled() else None) as probe:
-        for step in range(settings.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step)
-            recorded = probe.recording
-            x, y = task.batch(order[step], augmentation if device.type != "meta" else None)
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, dtype=half) if half is not None else nullcontext():
-                loss = cross_entropy(model(x), y)
-            scaler.scale(loss).backward()
-            probe.log(loss=loss)
-            if settings.clip_norm > 0:
-                scaler.unscale_(optimizer)
-                total = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-                probe.log(clip=(total, settings.clip_norm))
-            losses[step] = loss.detach()
-            scaler.step(optimizer)
-            scaler.update()
-            value = None
-            if on_host or (recorded and device.type != "meta"):
-                diverged_at = _first_nonfinite(losses, done, step)
-                value, done = float(losses[step]), step + 1
-            if on_step is not None:
-                on_step(step, value)
-            if diverged_at is not None:
-                break
-        if diverged_at is None and device.type != "meta":
-            diverged_at = _first_nonfinite(losses, done, settings.steps - 1)
-    stop = settings.steps if diverged_at is None else diverged_at + 1
-    error = math.nan if diverged_at is not None or device.type == "meta" else evaluate(model, task)
+    def draw(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return task.batch(order[step], augmentation if device.type != "meta" else None)
+
+    run = run_steps(
+        model,
+        optimizer,
+        draw,
+        cross_entropy,
+        steps=settings.steps,
+        device=device,
+        rate=lambda step: learning_rate(settings, step),
+        clip_norm=settings.clip_norm,
+        precision=settings.precision,
+        scaler=scaler,
+        every=every,
+        layers=layers,
+        on_step=on_step,
+    )
+    error = math.nan if run.diverged_at is not None or device.type == "meta" else evaluate(model, task)
     return TrainResult(
-        status="done" if diverged_at is None else "diverged",
-        losses=_host(losses)[:stop],
-        diverged_at=diverged_at,
-        trace=_until(probe.trace, stop),
+        status="done" if run.diverged_at is None else "diverged",
+        losses=run.losses,
+        diverged_at=run.diverged_at,
+        trace=run.trace,
         test_error=error,
         seconds=time.perf_counter() - wall,
         cpu_seconds=time.process_time() - cpu,
     )
+
+
+def run_steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    draw: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    steps: int,
+    device: torch.device,
+    rate: Callable[[int], float] | None = None,
+    clip_norm: float = 0.0,
+    precision: str = "float32",
+    scaler: torch.amp.GradScaler | None = None,
+    every: int | Schedule = 1,
+    layers: LayerSelection = None,
+    timesteps: bool | int = False,
+    on_step: Callable[[int, float | None], None] | None = None,
+    stop: Callable[[int], bool] | None = None,
+) -> StepsResult:
+    """Run the training steps of any model on any batches: what `train` and `gradlab.measure.learning.learn` share.
+
+    Args:
+        model: On the device, in the mode to train in.
+        optimizer: Of its parameters.
+        draw: Gives the inputs and targets of a step, on the device.
+        criterion: Gives the loss, a scalar, of outputs and targets.
+        steps: Updates at most.
+        device: Where all of it lies.
+        rate: Learning rate of a step. Default: as the optimizer has it.
+        clip_norm: Largest norm of all gradients together; 0 does not clip.
+        precision: "float32", or autocast to "bf16" or "fp16".
+        scaler: Of "fp16"; its step is the optimizer's.
+        every: Which steps the probes record; see `watch`.
+        layers: Which layers; see `watch`.
+        timesteps: Which time steps of recurrent modules; see `watch`.
+        on_step: As in `train`.
+        stop: Asked after each step with its number; True ends the training.
+
+    Returns:
+        Losses and trace; a loss that is not finite ends the training and is no exception.
+    """
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=False) if scaler is None else scaler
+    losses = torch.full((steps,), math.nan, device=device)
+    on_host, done, ran, diverged_at = device.type == "cpu", 0, 0, None
+    scaled = scaler if scaler.is_enabled() else None
+    with watch(model, optimizer, every=every, layers=layers, timesteps=timesteps, scaler=scaled) as probe:
+        for step in range(steps):
+            if rate is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(step)
+            recorded = probe.recording
+            x, y = draw(step)
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, dtype=half) if half is not None else nullcontext():
+                loss = criterion(model(x), y)
+            scaler.scale(loss).backward()
+            probe.log(loss=loss)
+            if clip_norm > 0:
+                scaler.unscale_(optimizer)
+                total = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+                probe.log(clip=(total, clip_norm))
+            losses[step] = loss.detach()
+            scaler.step(optimizer)
+            scaler.update()
+            value, ran = None, step + 1
+            if on_host or (recorded and device.type != "meta"):
+                diverged_at = _first_nonfinite(losses, done, step)
+                value, done = float(losses[step]), ran
+            if on_step is not None:
+                on_step(step, value)
+            if diverged_at is not None or (stop is not None and stop(step)):
+                break
+        if diverged_at is None and device.type != "meta":
+            diverged_at = _first_nonfinite(losses, done, ran - 1)
+    kept = ran if diverged_at is None else diverged_at + 1
+    return StepsResult(losses=_host(losses)[:kept], diverged_at=diverged_at, trace=_until(probe.trace, kept))
 
 
 def _check_precision(precision: str, device: torch.device) -> None:

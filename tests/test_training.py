@@ -351,3 +351,38 @@ def test_test_error_is_that_of_the_trained_net(digits):
     assert result.test_error < 60  # it learns
     assert result.seconds > 0
     assert result.cpu_seconds > 0
+
+
+# -- the loop alone ---------------------------------------------------------------------------------------------------
+
+
+def test_steps_end_where_asked_and_with_the_optimizers_own_rate():
+    from gradlab.training import run_steps
+
+    net = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
+    twin = nn.Linear(3, 1)
+    twin.load_state_dict(net.state_dict())
+    asked = []
+
+    def draw(step):
+        return torch.full((2, 3), 1.0 + step), torch.zeros(2, 1)
+
+    def stop(step):
+        asked.append(step)
+        return step == 3
+
+    run = run_steps(net, optimizer, draw, nn.functional.mse_loss, steps=9, device=CPU, stop=stop, every=2)
+    assert asked == [0, 1, 2, 3]
+    assert len(run.losses) == 4
+    assert run.diverged_at is None
+    assert run.trace.steps["step"].tolist() == [0, 2]
+    for step in range(4):
+        loss = nn.functional.mse_loss(twin(draw(step)[0]), draw(step)[1])
+        assert run.losses[step] == float(loss.detach())
+        for parameter, gradient in zip(
+            twin.parameters(), torch.autograd.grad(loss, list(twin.parameters())), strict=True
+        ):
+            with torch.no_grad():
+                parameter -= 0.3 * gradient
+    assert all(torch.equal(a, b) for a, b in zip(weights(net), weights(twin), strict=True))
