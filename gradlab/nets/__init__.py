@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from gradlab.nets.names import (
     ACTIVATIONS,
     CORES,
+    FAMILIES,
+    GROWTHS,
     HEADS,
     INITIALIZATIONS,
     NONLINEARITIES,
@@ -22,7 +24,13 @@ from gradlab.nets.names import (
 
 if TYPE_CHECKING:
     from gradlab.nets.cifar import CifarNet
+    from gradlab.nets.convnet import ConvNet, loss_with_heads
     from gradlab.nets.counts import parameter_count
+    from gradlab.nets.imagenet_alexnet import alexnet
+    from gradlab.nets.imagenet_densenet import DenseLayer, densenet
+    from gradlab.nets.imagenet_googlenet import Inception, googlenet
+    from gradlab.nets.imagenet_resnet import resnet
+    from gradlab.nets.imagenet_vgg import vgg
     from gradlab.nets.initialization import initialize, weight_variance
     from gradlab.nets.mlp import MLP, activation_module
     from gradlab.nets.recurrent import GRUCell, GRUGates, LSTMCell, LSTMGates, RNNCell
@@ -34,12 +42,15 @@ if TYPE_CHECKING:
     )
     from gradlab.nets.residual import Add, Fork, OptionA, PlainBlock, ResidualBlock
     from gradlab.nets.sequence import GrowingContextNet, MarkovNet, SequenceNet
+    from gradlab.nets.small_nets import growth_stack, small_net
     from gradlab.nets.transformer import CausalSelfAttention, CausalTransformer, sinusoidal_positions
     from gradlab.nets.unrolled import Unrolled
 
 __all__ = [
     "ACTIVATIONS",
     "CORES",
+    "FAMILIES",
+    "GROWTHS",
     "HEADS",
     "INITIALIZATIONS",
     "MLP",
@@ -52,10 +63,13 @@ __all__ = [
     "CausalSelfAttention",
     "CausalTransformer",
     "CifarNet",
+    "ConvNet",
+    "DenseLayer",
     "Fork",
     "GRUCell",
     "GRUGates",
     "GrowingContextNet",
+    "Inception",
     "LSTMCell",
     "LSTMGates",
     "MarkovNet",
@@ -66,13 +80,21 @@ __all__ = [
     "SequenceNet",
     "Unrolled",
     "activation_module",
+    "alexnet",
     "chrono_init",
+    "densenet",
+    "googlenet",
+    "growth_stack",
     "initialize",
     "initialize_recurrent",
+    "loss_with_heads",
     "parameter_count",
+    "resnet",
     "set_forget_bias",
     "set_update_bias",
     "sinusoidal_positions",
+    "small_net",
+    "vgg",
     "weight_variance",
 ]
 
@@ -81,10 +103,13 @@ _HOMES = {
     "CausalSelfAttention": "transformer",
     "CausalTransformer": "transformer",
     "CifarNet": "cifar",
+    "ConvNet": "convnet",
+    "DenseLayer": "imagenet_densenet",
     "Fork": "residual",
     "GRUCell": "recurrent",
     "GRUGates": "recurrent",
     "GrowingContextNet": "sequence",
+    "Inception": "imagenet_googlenet",
     "LSTMCell": "recurrent",
     "LSTMGates": "recurrent",
     "MLP": "mlp",
@@ -96,13 +121,21 @@ _HOMES = {
     "SequenceNet": "sequence",
     "Unrolled": "unrolled",
     "activation_module": "mlp",
+    "alexnet": "imagenet_alexnet",
     "chrono_init": "recurrent_initialization",
+    "densenet": "imagenet_densenet",
+    "googlenet": "imagenet_googlenet",
+    "growth_stack": "small_nets",
     "initialize": "initialization",
     "initialize_recurrent": "recurrent_initialization",
+    "loss_with_heads": "convnet",
     "parameter_count": "counts",
+    "resnet": "imagenet_resnet",
     "set_forget_bias": "recurrent_initialization",
     "set_update_bias": "recurrent_initialization",
     "sinusoidal_positions": "transformer",
+    "small_net": "small_nets",
+    "vgg": "imagenet_vgg",
     "weight_variance": "initialization",
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 __all__ = [
     "ACTIVATIONS",
     "CORES",
+    "FAMILIES",
+    "GROWTHS",
     "HEADS",
     "INITIALIZATIONS",
     "NONLINEARITIES",
@@ -53,3 +55,9 @@ HEADS = ("last", "every")
 
 POSITIONS = ("learned", "sinusoidal")
 """Position codes of `CausalTransformer`."""
+
+FAMILIES = ("alexnet", "vgg", "googlenet", "resnet", "densenet")
+"""Families of convolutional nets, in the order of their papers."""
+
+GROWTHS = ("plain", "residual", "dense")
+"""How a layer's output joins its input in `growth_stack`: alone, by addition, by concatenation."""
