@@ -121,6 +121,7 @@ def train(
     every: int | Schedule = 1,
     layers: LayerSelection = None,
     on_step: Callable[[int, float | None], None] | None = None,
+    loss: Callable[..., torch.Tensor] = cross_entropy,
 ) -> TrainResult:
     """Train a classifier and record it.
 
@@ -136,6 +137,7 @@ def train(
         layers: Which layers; see `watch`.
         on_step: Called after each step with its number and its loss, None where the loss is still on the device. What
             it raises ends the training.
+        loss: From what the model returns while training, and the labels, to a scalar. Default: cross-entropy of logits.
 
     Returns:
         Losses, trace and test error; a loss that is not finite ends the training as "diverged" and is no exception.
@@ -156,7 +158,7 @@ def train(
     """
     device = resolve_device(device) if isinstance(device, str) else device
     try:
-        return _train(model, task, settings, device, every, layers, on_step)
+        return _train(model, task, settings, device, every, layers, on_step, loss)
     except (RuntimeError, MemoryError) as error:
         doing = f"training {type(model).__name__} at batch_size={settings.batch_size}"
         explained = explain_memory(error, doing=doing, lower="batch_size, then width, depth or size", device=device)
@@ -173,6 +175,7 @@ def _train(
     every: int | Schedule,
     layers: LayerSelection,
     on_step: Callable[[int, float | None], None] | None,
+    criterion: Callable[..., torch.Tensor],
 ) -> TrainResult:
     _check_precision(settings.precision, device)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -196,7 +199,7 @@ def _train(
             x, y = task.batch(order[step], augmentation if device.type != "meta" else None)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, dtype=half) if half is not None else nullcontext():
-                loss = cross_entropy(model(x), y)
+                loss = criterion(model(x), y)
             scaler.scale(loss).backward()
             probe.log(loss=loss)
             if settings.clip_norm > 0:

@@ -19,6 +19,7 @@ from gradlab.nets.names import (
     NORMS,
     PADDING_MODES,
     POSITIONS,
+    PUBLISHED,
     RECURRENT_INITIALIZATIONS,
 )
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from gradlab.nets.imagenet_vgg import vgg
     from gradlab.nets.initialization import initialize, weight_variance
     from gradlab.nets.mlp import MLP, activation_module
+    from gradlab.nets.published import published_net
     from gradlab.nets.recurrent import GRUCell, GRUGates, LSTMCell, LSTMGates, RNNCell
     from gradlab.nets.recurrent_initialization import (
         chrono_init,
@@ -58,6 +60,7 @@ __all__ = [
     "NORMS",
     "PADDING_MODES",
     "POSITIONS",
+    "PUBLISHED",
     "RECURRENT_INITIALIZATIONS",
     "Add",
     "CausalSelfAttention",
@@ -89,6 +92,7 @@ __all__ = [
     "initialize_recurrent",
     "loss_with_heads",
     "parameter_count",
+    "published_net",
     "resnet",
     "set_forget_bias",
     "set_update_bias",
@@ -130,6 +134,7 @@ _HOMES = {
     "initialize_recurrent": "recurrent_initialization",
     "loss_with_heads": "convnet",
     "parameter_count": "counts",
+    "published_net": "published",
     "resnet": "imagenet_resnet",
     "set_forget_bias": "recurrent_initialization",
     "set_update_bias": "recurrent_initialization",

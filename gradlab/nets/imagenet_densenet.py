@@ -121,15 +121,23 @@ def dense_pieces(
             shrink = preactivated(width, width // 2, 1, activation=activation, norm=norm)
             pieces[f"transition{block}"] = nn.Sequential(OrderedDict(shrink=shrink, pool=nn.AvgPool2d(2)))
             width //= 2
-    last: OrderedDict[str, nn.Module] = OrderedDict(norm=nn.BatchNorm2d(width)) if norm == "batch" else OrderedDict()
-    pieces["end"] = nn.Sequential(last | OrderedDict(activation=activation_module(activation)))
+    pieces["end"] = preactivated(width, None, activation=activation, norm=norm)
     return pieces, width
 
 
-def preactivated(fan_in: int, fan_out: int, kernel: int, *, activation: str, norm: str) -> nn.Sequential:
-    """Return norm, activation and convolution, in this order; the convolution has a bias without norm only."""
+def preactivated(fan_in: int, fan_out: int | None, kernel: int = 1, *, activation: str, norm: str) -> nn.Sequential:
+    """Return norm, activation and convolution, in this order; the convolution has a bias without norm only.
+
+    Args:
+        fan_in: Channels of the input.
+        fan_out: Channels of the output; None leaves the convolution out.
+        kernel: Side of the kernel.
+        activation: One of `ACTIVATIONS`.
+        norm: "batch" or "none".
+    """
     check_member("norm", norm, NORMS)
     layers: OrderedDict[str, nn.Module] = OrderedDict(norm=nn.BatchNorm2d(fan_in)) if norm == "batch" else OrderedDict()
     layers["activation"] = activation_module(activation)
-    layers["conv"] = nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2, bias=norm == "none")
+    if fan_out is not None:
+        layers["conv"] = nn.Conv2d(fan_in, fan_out, kernel, padding=kernel // 2, bias=norm == "none")
     return nn.Sequential(layers)

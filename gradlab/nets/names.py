@@ -13,6 +13,7 @@ __all__ = [
     "NORMS",
     "PADDING_MODES",
     "POSITIONS",
+    "PUBLISHED",
     "RECURRENT_INITIALIZATIONS",
 ]
 
@@ -61,3 +62,12 @@ FAMILIES = ("alexnet", "vgg", "googlenet", "resnet", "densenet")
 
 GROWTHS = ("plain", "residual", "dense")
 """How a layer's output joins its input in `growth_stack`: alone, by addition, by concatenation."""
+
+PUBLISHED = {
+    "alexnet": ("AlexNet", "AlexNet one tower"),
+    "vgg": ("VGG-11", "VGG-13", "VGG-16", "VGG-19"),
+    "googlenet": ("GoogLeNet", "GoogLeNet with heads"),
+    "resnet": ("ResNet-18", "ResNet-34", "ResNet-50", "ResNet-101", "ResNet-152"),
+    "densenet": ("DenseNet-121", "DenseNet-169", "DenseNet-201"),
+}
+"""The published nets of each family, by the names that `published_net` knows."""

@@ -10,7 +10,7 @@ from gradlab.errors import UsageError
 from gradlab.nets.checks import check_member, check_positive
 from gradlab.nets.convnet import ConvNet, conv_unit, narrowed
 from gradlab.nets.imagenet_alexnet import check_dropout, linear_layers
-from gradlab.nets.imagenet_densenet import DenseLayer, dense_pieces
+from gradlab.nets.imagenet_densenet import DenseLayer, dense_pieces, preactivated
 from gradlab.nets.imagenet_googlenet import auxiliary_head, block_width, inception_pieces
 from gradlab.nets.imagenet_resnet import mean_head, residual_pieces
 from gradlab.nets.imagenet_vgg import WIDTHS
@@ -150,8 +150,9 @@ def growth_stack(
 ) -> ConvNet:
     """Return a stack of 3x3 convolutions that differ only in how a layer's output f(h) joins its input h.
 
-    "plain": f(h). "residual": h + f(h), addition. "dense": [h, f(h)], concatenation. f is convolution, norm,
-    activation; a stem of the same kind makes h_0, and the mean over the map and a linear layer read the last h.
+    "plain": f(h). "residual": h + f(h), addition. "dense": [h, f(h)], concatenation. f is norm, activation,
+    convolution, as in DenseNet; a convolution (the stem) makes h_0; norm, activation, the mean over the map and a
+    linear layer follow the last h.
 
     Args:
         growth: One of `GROWTHS`.
@@ -168,7 +169,7 @@ def growth_stack(
 
     Example:
         >>> [name for name, _ in growth_stack("dense", 2).trunk.named_children()]
-        ['stem', 'layer1', 'layer2']
+        ['stem', 'layer1', 'layer2', 'end']
 
     Source:
         He et al. 2015 (addition) and Huang et al. 2016, eq. 1 and 2 (addition against concatenation).
@@ -181,9 +182,11 @@ def growth_stack(
         "residual": ResidualBlock,
         "dense": DenseLayer,
     }
-    trunk: dict[str, nn.Module] = {"stem": conv_unit(in_channels, width, 3, **how)}
+    trunk: dict[str, nn.Module] = {"stem": nn.Conv2d(in_channels, width, 3, padding=1, bias=norm == "none")}
     channels = width
     for place in range(1, depth + 1):
-        trunk[f"layer{place}"] = joins[growth](conv_unit(channels, added if growth == "dense" else width, 3, **how))
+        branch = preactivated(channels, added if growth == "dense" else width, 3, **how)
+        trunk[f"layer{place}"] = joins[growth](branch)
         channels += added if growth == "dense" else 0
+    trunk["end"] = preactivated(channels, None, **how)
     return ConvNet(trunk, mean_head(channels, classes), name=f"a {growth} stack", in_channels=in_channels, smallest=1)
