@@ -82,8 +82,8 @@ PRESETS = {
     "smoke": Preset(
         summary="Seconds: every part once, too small to decide most claims; for tests.",
         settings={
-            "narrow": 32, "seeds": 2, "growth_depth": (2, 4), "growth_width": 4, "growth_added": 2, "heads_narrow": 32,
-            "train_seeds": 2, "steps": 3, "record": 2,
+            "family": ("alexnet", "googlenet"), "narrow": 32, "seeds": 2, "growth_depth": (2, 4), "growth_width": 4,
+            "growth_added": 2, "heads_narrow": 32, "train_seeds": 1, "steps": 3, "record": 2,
         },
     ),
     "default": Preset(summary="Digits, 8x8: counts, fields, gradients of the five families; under 90 s on 2 cores."),

@@ -87,7 +87,7 @@ def addition(data: pd.DataFrame) -> Figure:
         if panel == "by layer":
             ax.set_title(f"by layer, depth {int(data['depth'].iloc[0])}, no norm")
             ax.set_xlabel("layer l (0 is the stem)")
-            ax.set_ylabel("gradient norm at $h_l$ / at the end")
+            ax.set_ylabel("gradient norm at $h_l$ / at end")
         else:
             ax.set_title(_NORMS[panel])
             ax.set_xlabel("layers of the stack")
@@ -127,7 +127,8 @@ def auxiliary_heads_data(places: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFra
     need(places, ["norm", "init", "heads", "seed", "layer", "place", "grad_norm"], "nets with auxiliary heads")
     names = places["init"].map(_INITS).fillna(places["init"]) + ", " + places["norm"].map(_NORMS)
     by = ["panel", "heads", "layer", "place"]
-    tidy = places.assign(panel=names, heads=places["heads"].astype(bool)).sort_values(["panel", "place"])
+    tidy = places.assign(panel=names, heads=places["heads"].astype(bool))
+    tidy = tidy.sort_values(["norm", "init", "place"], ascending=[False, True, True])  # without norm above
     frames = [seed_intervals(tidy, by, "grad_norm", log=True)]
     if len(ends):
         kept = ends[(ends["family"] == "googlenet") & (ends["norm"] == "none") & (ends["activation"] == "relu")]
@@ -155,7 +156,7 @@ def auxiliary_heads(data: pd.DataFrame) -> Figure:
     )
     for ax, panel in zip(axes.flat, panels, strict=False):
         own = data[data["panel"] == panel]
-        for heads, (_, colour, style) in _HEADS.items():
+        for heads, (_, colour, style) in reversed(_HEADS.items()):  # dashes over the line they may lie on
             draw_band(ax, own[own["heads"] == heads].sort_values("place"), "place", color=colour, linestyle=style)
         _mark_heads(ax, own)
         log_axis(ax, own[["mean", "low", "high"]].to_numpy().ravel(), decades=2.0)

@@ -143,7 +143,16 @@ def activations_data(ratios: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
             loss = kept.assign(panel=_LOSS, value=kept["train_loss"])
             frames.append(loss[["panel", "family", "activation", "seed", "value"]])
     tidy = pd.concat(frames, ignore_index=True)
-    return seed_intervals(tidy, ["panel", "family", "activation"], "value", log=True)
+    data = seed_intervals(tidy, ["panel", "family", "activation"], "value", log=True)
+    panels, kinds = list(data["panel"].unique()), [*_MARKS, *data["activation"].unique()]
+    # Without norm first, the loss last; activations as in the legend.
+    panels.sort(key=lambda panel: (panel == _LOSS, _NORMS["batch"][0] in panel))
+    ranks = data["panel"].map(panels.index), data["activation"].map(kinds.index)
+    return (
+        data.assign(panel_rank=ranks[0], kind_rank=ranks[1])
+        .sort_values(["panel_rank", "kind_rank"], kind="stable", ignore_index=True)
+        .drop(columns=["panel_rank", "kind_rank"])
+    )
 
 
 _LOSS = "training loss, no norm"

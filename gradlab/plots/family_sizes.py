@@ -82,15 +82,16 @@ def family_sizes(data: pd.DataFrame) -> Figure:
     for row, value in zip(rows, adds, strict=True):
         axes[1].text(value + 0.2, row, f"{value:.2f}", va="center", fontsize=6)
     axes[1].set_xlim(0, 1.16 * float(adds.max()))
-    axes[1].set_xlabel("multiply-adds at 224x224 ($10^9$)")
+    axes[1].set_xlabel("multiply-adds ($10^9$)")
     field = data["receptive_field"]
     axes[2].scatter(field, rows, color=colours, s=16, zorder=3)
     for row, value in zip(rows, field, strict=True):
         if np.isfinite(value):
-            axes[2].text(value * 1.14, row, f"{value:.0f}", va="center", fontsize=6)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # the dashed line passes behind it
+            axes[2].text(value * 1.2, row, f"{value:.0f}", va="center", fontsize=6, bbox=box, zorder=2.5)
     log_axis(axes[2], [100.0, *field, 8000.0], which="x")
     axes[2].axvline(224, color="0.4", linewidth=0.8, linestyle=(0, (4, 2)))
-    axes[2].set_xlabel("receptive field at the last map (pixels)")
+    axes[2].set_xlabel("receptive field (pixels)")
     for ax in axes:
         ax.grid(axis="y", visible=False)
     axes[0].set_yticks(
