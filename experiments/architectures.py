@@ -49,7 +49,10 @@ class Settings:
     growth_added: int = setting(4, "channels that a layer of the concatenating stack adds", least=1)
     heads_narrow: int = setting(4, "divisor of the published widths, in the GoogLeNet with heads", least=1)
     train_seeds: int = setting(3, "seeds of training, from 0", least=1)
-    steps: int = setting(40, "training steps", least=2)
+    activation_family: tuple[str, ...] = setting(
+        ("alexnet", "vgg", "resnet"), "families that are trained with every activation", choices=FAMILIES, empty=True
+    )
+    steps: int = setting(30, "training steps", least=2)
     batch_size: int = setting(32, "images a step", least=2)
     lr_batch: float = setting(0.05, "learning rate with BatchNorm", least=0)
     lr_none: float = setting(0.01, "learning rate without", least=0)
@@ -156,7 +159,8 @@ def _trained(settings: Settings) -> list[dict[str, Any]]:
         runs += [base | {"family": family, "norm": norm} for norm in settings.norm]
         if "none" in settings.norm:
             own = {"family": family, "norm": "none"}
-            runs += [base | own | {"activation": activation} for activation in settings.activation[1:]]
+            if family in settings.activation_family:
+                runs += [base | own | {"activation": activation} for activation in settings.activation[1:]]
             if family == "alexnet" and settings.dropout > 0:
                 runs.append(base | own | {"dropout": settings.dropout})
             if family == "googlenet" and "default" in settings.init:
