@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from gradlab.errors import DataError
 from gradlab.plots.family_sizes import FAMILY_NAMES
@@ -78,7 +77,8 @@ def family_flow(data: pd.DataFrame) -> Figure:
             for (norm, when), line in own.groupby(["norm", "when"], sort=False):
                 draw_band(ax, line.sort_values("place"), "place", color=_NORMS[norm][1], linestyle=_WHEN[when])
             ax.set_title(FAMILY_NAMES.get(net, net))
-            ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            last = int(own["place"].max())
+            ax.set_xticks(sorted({1, (last + 1) // 2, last}))
             ax.axhline(1, color="0.6", linewidth=0.5, zorder=1)
             log_axis(ax, shown[["mean", "low", "high"]].to_numpy().ravel(), decades=3.0)
         for ax in axes[row][len(own_nets) :]:
@@ -107,7 +107,9 @@ def family_flow_caption(data: pd.DataFrame) -> str:
     parts = []
     for norm, (name, _) in _NORMS.items():
         own = first[(first["norm"] == norm) & (first["when"] == "at initialization")]
-        listed = ", ".join(f"{FAMILY_NAMES.get(net, net)} {mean:.2g}" for net, mean in own[["net", "mean"]].to_numpy())
+        means = dict(zip(own["net"], own["mean"], strict=True))
+        ordered = sorted(means, key=lambda net: [*FAMILY_NAMES, net].index(net))
+        listed = ", ".join(f"{FAMILY_NAMES.get(net, net)} {means[net]:.2g}" for net in ordered)
         if listed:
             parts.append(f"{name}: {listed}")
     return (
@@ -144,15 +146,12 @@ def activations_data(ratios: pd.DataFrame, ends: pd.DataFrame) -> pd.DataFrame:
             frames.append(loss[["panel", "family", "activation", "seed", "value"]])
     tidy = pd.concat(frames, ignore_index=True)
     data = seed_intervals(tidy, ["panel", "family", "activation"], "value", log=True)
-    panels, kinds = list(data["panel"].unique()), [*_MARKS, *data["activation"].unique()]
     # Without norm first, the loss last; activations as in the legend.
-    panels.sort(key=lambda panel: (panel == _LOSS, _NORMS["batch"][0] in panel))
-    ranks = data["panel"].map(panels.index), data["activation"].map(kinds.index)
-    return (
-        data.assign(panel_rank=ranks[0], kind_rank=ranks[1])
-        .sort_values(["panel_rank", "kind_rank"], kind="stable", ignore_index=True)
-        .drop(columns=["panel_rank", "kind_rank"])
-    )
+    order = sorted(data["panel"].unique(), key=lambda panel: (panel == _LOSS, _NORMS["batch"][0] in panel))
+    kinds = dict.fromkeys([*_MARKS, *data["activation"]])
+    parts = [data[(data["panel"] == panel) & (data["activation"] == kind)] for panel in order for kind in kinds]
+    found: pd.DataFrame = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    return found
 
 
 _LOSS = "training loss, no norm"
@@ -186,7 +185,8 @@ def activations(data: pd.DataFrame) -> Figure:
         ax.set_xticks(range(len(families)), [FAMILY_NAMES[family] for family in families])
         ax.set_xlim(-0.5, len(families) - 0.5)
         ax.set_title(panel)
-        log_axis(ax, own[["mean", "low", "high"]].to_numpy().ravel(), decades=1.0 if panel == _LOSS else 3.0)
+        shown = own[["mean", "low", "high"]].to_numpy().ravel()
+        log_axis(ax, shown if panel == _LOSS else [1.0, *shown], decades=1.0 if panel == _LOSS else 3.0)
         if panel == _LOSS:
             ax.set_ylabel("loss (nats)")
         else:
@@ -219,6 +219,9 @@ def activations_caption(data: pd.DataFrame) -> str:
         "grey line it neither falls nor grows. "
     )
     if (data["panel"] == _LOSS).any():
-        text += "Last panel: loss over the training set after training without norm from the first initialization. "
+        text += (
+            "Last panel: loss over the training set after training without norm from the first initialization, of the "
+            "families that were trained with the activation. "
+        )
     note = interval_note(data, log=True).replace("Lines are", "Points are").replace(" bands", " bars")
     return text + note + " Claims N1 (tanh, sigmoid); note N1."

@@ -80,7 +80,7 @@ def test_figures_come_out_of_the_smoke_preset(smoke: Tables, name: str) -> None:
 def test_a_grid_of_one_norm_and_one_family_decides_and_draws() -> None:
     import matplotlib.pyplot as plt
 
-    tables = run_all("seeds=1", "norm=batch", "family=densenet", "activation=tanh", "init=default", "growth_depth=2")
+    tables = run_all("seeds=1", "norm=batch", "family=vgg", "activation=tanh", "init=default", "growth_depth=2")
     assert len(STUDY.claims(tables)) == 31
     for name in ("sizes", "addition-and-concatenation", "auxiliary-heads", "activations"):
         plt.close(STUDY.figures[name](tables).figure)
