@@ -52,7 +52,7 @@ class Settings:
     activation_family: tuple[str, ...] = setting(
         ("alexnet", "vgg", "resnet"), "families that are trained with every activation", choices=FAMILIES, empty=True
     )
-    steps: int = setting(30, "training steps", least=2)
+    steps: int = setting(25, "training steps", least=2)
     batch_size: int = setting(32, "images a step", least=2)
     lr_batch: float = setting(0.05, "learning rate with BatchNorm", least=0)
     lr_none: float = setting(0.01, "learning rate without", least=0)
@@ -123,11 +123,11 @@ def plan(settings: Settings) -> list[Cell]:
             where = f"{norm}, seed {seed}"
             own = varied | some("growth_depth", "growth_width", "growth_added")
             cells.append(Cell(part="growth", label=f"stacks, {where}", settings=own, cost=2))
-            own = varied | some("heads_narrow", "init")
+            init = some("init")["init"] if norm == "none" else settings.init[:1]  # BatchNorm undoes the scale
+            varied["init"] = list(init)
+            own = varied | some("heads_narrow")
             cells.append(Cell(part="heads", label=f"auxiliary heads, {where}", settings=own, cost=1))
-            own = varied | some("narrow", "activation", "init", "dropout")
-            if norm == "batch":
-                own["init"] = own["init"][:1]  # BatchNorm takes the scale of the weights off again
+            own = varied | some("narrow", "activation", "dropout")
             cells += [
                 Cell(part="profile", label=f"{family}, {where}", settings=own | {"family": family}, cost=0.5)
                 for family in settings.family
@@ -163,8 +163,8 @@ def _trained(settings: Settings) -> list[dict[str, Any]]:
                 runs += [base | own | {"activation": activation} for activation in settings.activation[1:]]
             if family == "alexnet" and settings.dropout > 0:
                 runs.append(base | own | {"dropout": settings.dropout})
-            if family == "googlenet" and "default" in settings.init:
-                runs += [base | own | {"init": "default", "heads": heads} for heads in (False, True)]
+            if family == "googlenet":
+                runs.append(base | own | {"heads": True})
     return [run for place, run in enumerate(runs) if run not in runs[:place]]
 
 
@@ -226,7 +226,8 @@ def _fields(net: str) -> pd.DataFrame:
         # Windows do not depend on widths: a narrow net of one tower shows them at little cost.
         narrow = published_net(net, narrow=64, **({"towers": 1} if net == "AlexNet" else {}))
         across = 64 if net == "AlexNet" else 32  # the narrowest images that leave something at the end
-        measured = measured_receptive_fields(trunk_maps(narrow), places=places, across=across)
+        pieces = trunk_maps(narrow)
+        measured = measured_receptive_fields(pieces, places=places, across=across, height=arithmetic[places[-1]])
     rows = [(net, place, field, arithmetic[place]) for place, field in measured.items()]
     return pd.DataFrame(rows, columns=["net", "place", "measured", "arithmetic"])
 

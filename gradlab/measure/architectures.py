@@ -81,6 +81,7 @@ def measured_receptive_fields(
     in_channels: int = 3,
     places: Sequence[str] | None = None,
     across: int = 64,
+    height: int = 64,
 ) -> dict[str, int]:
     """Measure, through the gradient, how many pixels across an output of each piece sees.
 
@@ -92,7 +93,8 @@ def measured_receptive_fields(
         pieces: Maps images to maps, in a row. A copy is used. Few channels suffice: windows do not depend on them.
         in_channels: Channels of the image.
         places: Pieces to measure at; None is every piece.
-        across: Width of the strip that is sent through; only its height grows, until the field fits.
+        across: Width of the strip that is sent through.
+        height: Its height at first, in pixels, rounded up to a power of two; it doubles until the field fits.
 
     Returns:
         Piece -> height of its field in pixels. Windows are taken to be square.
@@ -115,7 +117,7 @@ def measured_receptive_fields(
             raise unknown("piece", name, named)
     linear = nn.Sequential(OrderedDict((name, _positive(piece)) for name, piece in named.items()))
     found: dict[str, int] = {}
-    height = across
+    height = 1 << (max(height, across) - 1).bit_length()
     while len(found) < len(wanted):
         if height > _LARGEST:
             missing = next(name for name in wanted if name not in found)
