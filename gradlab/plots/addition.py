@@ -149,10 +149,10 @@ def auxiliary_heads(data: pd.DataFrame) -> Figure:
     import matplotlib.pyplot as plt
 
     panels = [panel for panel in dict.fromkeys(data["panel"]) if panel != _LOSS]
-    columns = min(2, len(panels))
+    columns = len(panels) if len(panels) <= 3 else 2
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(DOUBLE * columns / 2, 0.5 + 1.8 * rows), sharex=True, squeeze=False
+        rows, columns, figsize=(DOUBLE if columns > 1 else DOUBLE / 2, 0.7 + 1.8 * rows), sharex=True, squeeze=False
     )
     for ax, panel in zip(axes.flat, panels, strict=False):
         own = data[data["panel"] == panel]
@@ -163,7 +163,7 @@ def auxiliary_heads(data: pd.DataFrame) -> Figure:
         ax.set_title(panel)
         layers = own.drop_duplicates("place").sort_values("place")
         names = layers["layer"].str.removeprefix("trunk.").str.removeprefix("inception").replace("conv2", "conv")
-        ax.set_xticks(layers["place"], names)
+        ax.set_xticks(layers["place"], names, rotation=90 if columns == 3 else 0)
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     figure.supxlabel("piece (a convolution, then inception blocks)", fontsize=8)
