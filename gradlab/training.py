@@ -136,6 +136,7 @@ def train(
     every: int | Schedule = 1,
     layers: LayerSelection = None,
     on_step: Callable[[int, float | None], None] | None = None,
+    loss: Callable[..., torch.Tensor] = cross_entropy,
 ) -> TrainResult:
     """Train a classifier and record it.
 
@@ -151,6 +152,7 @@ def train(
         layers: Which layers; see `watch`.
         on_step: Called after each step with its number and its loss, None where the loss is still on the device. What
             it raises ends the training.
+        loss: From what the model returns while training, and the labels, to a scalar. Default: cross-entropy of logits.
 
     Returns:
         Losses, trace and test error; a loss that is not finite ends the training as "diverged" and is no exception.
@@ -171,7 +173,7 @@ def train(
     """
     device = resolve_device(device) if isinstance(device, str) else device
     try:
-        return _train(model, task, settings, device, every, layers, on_step)
+        return _train(model, task, settings, device, every, layers, on_step, loss)
     except (RuntimeError, MemoryError) as error:
         doing = f"training {type(model).__name__} at batch_size={settings.batch_size}"
         explained = explain_memory(error, doing=doing, lower="batch_size, then width, depth or size", device=device)
@@ -188,6 +190,7 @@ def _train(
     every: int | Schedule,
     layers: LayerSelection,
     on_step: Callable[[int, float | None], None] | None,
+    criterion: Callable[..., torch.Tensor],
 ) -> TrainResult:
     _check_precision(settings.precision, device)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -207,7 +210,7 @@ def _train(
         model,
         optimizer,
         draw,
-        cross_entropy,
+        criterion,
         steps=settings.steps,
         device=device,
         rate=lambda step: learning_rate(settings, step),
@@ -234,7 +237,7 @@ def run_steps(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     draw: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
-    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    criterion: Callable[..., torch.Tensor],
     *,
     steps: int,
     device: torch.device,
@@ -254,7 +257,7 @@ def run_steps(
         model: On the device, in the mode to train in.
         optimizer: Of its parameters.
         draw: Gives the inputs and targets of a step, on the device.
-        criterion: Gives the loss, a scalar, of outputs and targets.
+        criterion: Gives the loss, a scalar, of what the model returns and the targets.
         steps: Updates at most.
         device: Where all of it lies.
         rate: Learning rate of a step. Default: as the optimizer has it.

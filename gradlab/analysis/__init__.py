@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradlab.analysis.activations import ACTIVATIONS, Activation, piecewise_linear
+    from gradlab.analysis.architecture_theory import conv_parameters, multiply_adds, receptive_field
     from gradlab.analysis.claims import (
         Claim,
         Verdict,
@@ -52,6 +53,7 @@ __all__ = [
     "batchnorm_gradient_gain",
     "claims_from_json",
     "claims_to_json",
+    "conv_parameters",
     "decide_exact",
     "decide_greater",
     "decide_theory",
@@ -63,9 +65,11 @@ __all__ = [
     "gradient_half_life",
     "length_map",
     "mean_interval",
+    "multiply_adds",
     "not_decided",
     "pascanu_bounds",
     "piecewise_linear",
+    "receptive_field",
     "residual_batchnorm_share",
     "residual_variance_growth",
     "valid_tap_fraction",
@@ -74,6 +78,7 @@ __all__ = [
 
 _MODULES = {
     "activations": ("ACTIVATIONS", "Activation", "piecewise_linear"),
+    "architecture_theory": ("conv_parameters", "multiply_adds", "receptive_field"),
     "claims": (
         "Claim",
         "Verdict",

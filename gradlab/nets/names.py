@@ -5,12 +5,15 @@ from __future__ import annotations
 __all__ = [
     "ACTIVATIONS",
     "CORES",
+    "FAMILIES",
+    "GROWTHS",
     "HEADS",
     "INITIALIZATIONS",
     "NONLINEARITIES",
     "NORMS",
     "PADDING_MODES",
     "POSITIONS",
+    "PUBLISHED",
     "RECURRENT_INITIALIZATIONS",
 ]
 
@@ -53,3 +56,18 @@ HEADS = ("last", "every")
 
 POSITIONS = ("learned", "sinusoidal")
 """Position codes of `CausalTransformer`."""
+
+FAMILIES = ("alexnet", "vgg", "googlenet", "resnet", "densenet")
+"""Families of convolutional nets, in the order of their papers."""
+
+GROWTHS = ("plain", "residual", "dense")
+"""How a layer's output joins its input in `growth_stack`: alone, by addition, by concatenation."""
+
+PUBLISHED = {
+    "alexnet": ("AlexNet", "AlexNet one tower"),
+    "vgg": ("VGG-11", "VGG-13", "VGG-16", "VGG-19"),
+    "googlenet": ("GoogLeNet", "GoogLeNet with heads"),
+    "resnet": ("ResNet-18", "ResNet-34", "ResNet-50", "ResNet-101", "ResNet-152"),
+    "densenet": ("DenseNet-121", "DenseNet-169", "DenseNet-201"),
+}
+"""The published nets of each family, by the names that `published_net` knows."""

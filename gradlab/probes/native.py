@@ -127,10 +127,11 @@ def _compile(source: bytes, library: Path) -> None:
 
 def _right(built: Kernel) -> bool:
     """Return whether the kernel gets a case with a known answer right: a compiler or flag may have broken it."""
-    x = torch.arange(-20_000, 20_000, dtype=torch.float32)
+    # Named, since the default device and dtype are the user's: on meta there is no memory behind a pointer.
+    x = torch.arange(-20_000, 20_000, dtype=torch.float32, device="cpu")
     row = built.row(x, moments=True)
     n = x.numel()
     squares = n * (n * n + 2) / 12  # of -n/2 ... n/2 - 1
     good = math.isclose(row[2], squares, rel_tol=1e-5) and row[1] == -n / 2 and row[4:] == (-n / 2, n / 2 - 1, 1.0, 0.0)
-    tiny = built.norm(torch.full((100,), 1e-40))
+    tiny = built.norm(torch.full((100,), 1e-40, dtype=torch.float32, device="cpu"))
     return good and math.isclose(math.sqrt(tiny[2]), 1e-39, rel_tol=1e-4) and built.norm(x, x)[2] == 0.0

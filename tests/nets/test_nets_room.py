@@ -24,7 +24,7 @@ def test_names_cost_no_import_of_torch() -> None:
 def test_every_public_name_resolves_to_its_own_object(name: str) -> None:
     value = getattr(nets, name)
     assert name in dir(nets)
-    assert isinstance(value, tuple) or (value.__name__ == name and value.__module__.startswith("gradlab.nets."))
+    assert isinstance(value, tuple | dict) or (value.__name__ == name and value.__module__.startswith("gradlab.nets."))
 
 
 def test_a_wrong_name_is_an_attribute_error() -> None:

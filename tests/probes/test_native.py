@@ -114,3 +114,18 @@ def test_many_threads_at_once():
     with ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(cpu_row, tensors))
     assert [row[4] for row in rows] == [float(k) for k in range(32)]
+
+
+@pytest.mark.parametrize("default", ["torch.set_default_device('meta')", "torch.set_default_dtype(torch.float64)"])
+def test_first_watch_under_another_default_device_or_dtype_does_not_crash_or_lose_the_kernel(default: str) -> None:
+    # The kernel's self-check once ran on the default device: on meta, a null pointer.
+    code = (
+        f"import torch; {default}\nimport gradlab as gl\nfrom gradlab.probes import native\n"
+        "net = torch.nn.Linear(2, 2)\n"
+        "with gl.watch(net) as probe:\n    net(torch.ones(1, 2)).sum().backward(); probe.step()\n"
+        "assert len(probe.trace.layers) == 1\n"
+        "print(native.status())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "wrong numbers" not in done.stdout
