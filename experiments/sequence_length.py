@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _NETS = (
     "tanh 0.4", "tanh 0.8", "tanh 1", "tanh 1.5", "tanh 2", "tanh 3", "sigmoid 1", "sigmoid 2", "sigmoid 4",
-    "sigmoid 8", "relu 0.8", "relu 1", "relu 1.2", "orthogonal 1", "lstm default", "lstm bias 1", "lstm chrono 1000",
-    "gru default",
+    "sigmoid 8", "relu 0.8", "relu 1", "relu 1.2", "orthogonal 1", "rnn default", "lstm default",
+    "lstm bias 1", "lstm chrono 1000", "gru default",
 )  # fmt: skip
 
 
@@ -28,7 +28,7 @@ class Settings:
     """What can be changed with --set; the defaults are the preset "default"."""
 
     net: tuple[str, ...] = setting(
-        _NETS, "nets: activation or 'orthogonal' and gain; 'lstm' or 'gru' and initialization"
+        _NETS, "nets: activation or 'orthogonal' and gain; 'rnn', 'lstm' or 'gru' and initialization"
     )
     hidden: int = setting(128, "units", least=2)
     steps: int = setting(1000, "largest lag, in time steps", least=20)
@@ -42,10 +42,14 @@ class Settings:
         for net in self.net:
             kind, _, rest = net.partition(" ")
             gated = kind in ("lstm", "gru") and rest.partition(" ")[0] in ("default", "bias", "chrono")
-            if not gated and not (kind in ("tanh", "relu", "sigmoid", "orthogonal") and _is_number(rest)):
+            if (
+                not gated
+                and net != "rnn default"
+                and not (kind in ("tanh", "relu", "sigmoid", "orthogonal") and _is_number(rest))
+            ):
                 raise UsageError(
-                    f"Unknown net '{net}': write an activation or 'orthogonal' and a gain ('tanh 1.5'), or 'lstm' or "
-                    "'gru' and 'default', 'bias <value>' or 'chrono <steps>'."
+                    f"Unknown net '{net}': write an activation or 'orthogonal' and a gain ('tanh 1.5'), 'rnn default', "
+                    "or 'lstm' or 'gru' and 'default', 'bias <value>' or 'chrono <steps>'."
                 )
 
 
@@ -60,11 +64,11 @@ PRESETS = {
     "smoke": Preset(
         summary="Seconds: too small to decide most claims; for tests.",
         settings={
-            "net": ("tanh 1", "sigmoid 2", "relu 1", "lstm default", "gru default"), "hidden": 16, "steps": 60,
-            "warmup": 20, "seeds": 2, "attention_steps": 30,
+            "net": ("tanh 1", "sigmoid 2", "relu 1", "rnn default", "lstm default", "gru default"),
+            "hidden": 16, "steps": 60, "warmup": 20, "seeds": 2, "attention_steps": 30,
         },
     ),
-    "default": Preset(summary="18 nets, 128 units, lags to 1,000, 5 seeds; under a minute on 2 cores."),
+    "default": Preset(summary="19 nets, 128 units, lags to 1,000, 5 seeds; under a minute on 2 cores."),
     "long": Preset(summary="Lags to 10,000; about 10 minutes on 2 cores.", settings={"steps": 10_000, "seeds": 3}),
     "paper": Preset(
         summary="512 units, lags to 10,000, 10 seeds; hours on a CPU. Unverified.",
@@ -80,7 +84,7 @@ def plan(settings: Settings) -> list[Cell]:
     cells = []
     for seed in range(settings.seeds):
         for net in settings.net:
-            cost = settings.steps / 1000 * (0.9 if net.startswith(("lstm", "gru")) else 0.3)
+            cost = settings.steps / 1000 * (0.9 if net.startswith(("rnn", "lstm", "gru")) else 0.3)
             cells.append(
                 Cell(part="net", label=f"{net} seed {seed}", settings=shared | {"net": net, "seed": seed}, cost=cost)
             )

@@ -21,6 +21,7 @@ _PHI: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
 }
+_MODULES: dict[str, Callable[[int, int], nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +49,8 @@ def forgetting(
     """Measure the gradient against lag of a recurrent net named like "tanh 1.5", "orthogonal 1", "lstm bias 1".
 
     A vanilla net is h' = phi(W h + x) with Gaussian W of variance gain^2 / hidden ("tanh", "relu", "sigmoid"), or
-    W = gain Q ("orthogonal", tanh), driven by Gaussian x of `input_std` at every unit. "lstm" and "gru" take one input
-    of that strength and are torch's modules at "default", "bias <value>" or "chrono <steps>".
+    W = gain Q ("orthogonal", tanh), driven by Gaussian x of `input_std` at every unit. "rnn", "lstm" and "gru" take one
+    input of that strength and are torch's modules at "default"; gated ones also at "bias <value>" or "chrono <steps>".
 
     Args:
         net: Which.
@@ -67,14 +68,14 @@ def forgetting(
     generator = torch.Generator().manual_seed(2 * seed + 1)
     length = warmup + steps
     lags = spread_lags(steps)
-    if kind in ("lstm", "gru"):
-        module = _gated(kind, rest, hidden, 2 * seed)
+    if kind in _MODULES:
+        module = _torch_module(kind, rest, hidden, 2 * seed)
         x = torch.randn(length, batch_size, 1, generator=generator) * input_std
         found = jacobian_lag_norms(module, x, lags, seed=seed)
         exponents, weight = lyapunov_exponents(module, x.double(), warmup=warmup, seed=seed), None
     else:
         if kind not in (*_PHI, "orthogonal"):
-            raise UsageError(f"Unknown net '{net}': it begins with tanh, relu, sigmoid, orthogonal, lstm or gru.")
+            raise UsageError(f"Unknown net '{net}': it begins with {', '.join((*_PHI, 'orthogonal', *_MODULES))}.")
         scheme = "orthogonal" if kind == "orthogonal" else "gaussian"
         core = initialize_recurrent(nn.RNN(hidden, hidden), scheme, gain=float(rest), seed=2 * seed)
         w = dict(core.named_parameters())["weight_hh_l0"].detach().double()
@@ -96,10 +97,12 @@ def forgetting(
     )
 
 
-def _gated(kind: str, scheme: str, hidden: int, seed: int) -> nn.RNNBase:
-    module: nn.RNNBase = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](1, hidden)
+def _torch_module(kind: str, scheme: str, hidden: int, seed: int) -> nn.RNNBase:
+    module = _MODULES[kind](1, hidden)
     initialize_recurrent(module, "default", seed=seed)
     name, _, value = scheme.partition(" ")
+    if kind == "rnn" and name != "default":
+        raise UsageError(f"Unknown initialization '{scheme}' of 'rnn': only default.")
     if name == "bias":
         (set_forget_bias if kind == "lstm" else set_update_bias)(module, float(value))
     elif name == "chrono":

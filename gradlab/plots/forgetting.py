@@ -24,6 +24,7 @@ _FAMILIES = {
     "orthogonal": ("tanh, orthogonal", "#56B4E9", "D"),
     "sigmoid": ("sigmoid", "#D55E00", "s"),
     "relu": ("ReLU", "#009E73", "^"),
+    "rnn": ("nn.RNN", "#8C6D46", "h"),
     "lstm": ("LSTM", "#CC79A7", "v"),
     "gru": ("GRU", "#E69F00", "P"),
     "attention": ("attention", "#333333", "X"),
@@ -115,8 +116,8 @@ def against_lag(data: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylabel("log$_{10}$ of gradient norm / that at lag 0")
     found = [key for key in _FAMILIES if (data["net"].map(_family) == key).any()]
     handles = [Line2D([], [], color=_FAMILIES[key][1], label=_FAMILIES[key][0]) for key in found]
-    handles.append(Line2D([], [], label="exp(Lyapunov exponent) a step", **THEORY))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
+    handles.append(Line2D([], [], label="Lyapunov exponent", **THEORY))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handlelength=1.4)
     return figure
 
 
@@ -136,7 +137,7 @@ def against_lag_caption(data: pd.DataFrame) -> str:
         f"forward in time, times the lag. The smallest is 10^{lowest['mean']:.0f} ({lowest['net']}, lag "
         f"{int(lowest['lag'])}): rescaled at every step, so that nothing underflows.{contrast} "
         + interval_note(data, log=False)
-        + " Claims C5.1 and C6 path; notes N8, N9, N10 and N13."
+        + " Claims C5.1 and C6; notes N8, N9, N10 and N13."
     )
 
 

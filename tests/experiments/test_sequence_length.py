@@ -62,7 +62,7 @@ def test_claims_and_figures_come_out_of_any_grid(words):
         plt.close(drawing.figure)
 
 
-@pytest.mark.parametrize("net", ["elu 1", "tanh", "tanh -1", "lstm peephole", "gpt"], ids=str)
+@pytest.mark.parametrize("net", ["elu 1", "tanh", "tanh -1", "lstm peephole", "rnn bias 1", "gpt"], ids=str)
 def test_unknown_nets_are_one_sentence_before_anything_runs(net):
     with pytest.raises(UsageError, match="Unknown net"):
         parse_settings(STUDY, "smoke", [f"net={net}"])
