@@ -28,15 +28,17 @@ if TYPE_CHECKING:
         not_decided,
     )
     from gradlab.analysis.decay import DecayFit, fit_decay
+    from gradlab.analysis.normalization_theory import (
+        batchnorm_gradient_gain,
+        residual_batchnorm_share,
+        residual_variance_growth,
+    )
     from gradlab.analysis.recurrent_theory import PascanuBounds, pascanu_bounds
     from gradlab.analysis.theory import (
-        batchnorm_gradient_gain,
         fixed_point,
         gain_profile,
         gradient_gain,
         length_map,
-        residual_batchnorm_share,
-        residual_variance_growth,
         valid_tap_fraction,
         vgg_b_he_ratio,
     )
@@ -85,15 +87,13 @@ _MODULES = {
         "not_decided",
     ),
     "decay": ("DecayFit", "fit_decay"),
+    "normalization_theory": ("batchnorm_gradient_gain", "residual_batchnorm_share", "residual_variance_growth"),
     "recurrent_theory": ("PascanuBounds", "pascanu_bounds"),
     "theory": (
-        "batchnorm_gradient_gain",
         "fixed_point",
         "gain_profile",
         "gradient_gain",
         "length_map",
-        "residual_batchnorm_share",
-        "residual_variance_growth",
         "valid_tap_fraction",
         "vgg_b_he_ratio",
     ),
