@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from scipy.optimize import brentq
 
-from gradlab.analysis.activations import gaussian_mean, named
+from gradlab.analysis.activations import named, root_mean_square
 from gradlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from gradlab.analysis.activations import Activation
+    from gradlab.analysis.activations import Activation, ActivationLike
 
 __all__ = [
     "fixed_point",
@@ -53,11 +53,11 @@ def _check_length(name: str, value: float) -> None:
         raise UsageError(f"{name} is {value}, but a length must be finite and at least 0; give a mean square.")
 
 
-def length_map(activation: str | Activation, q: float, weight_var: float, bias_var: float = 0.0) -> float:
+def length_map(activation: ActivationLike, q: float, weight_var: float, bias_var: float = 0.0) -> float:
     """Return the length of the next layer, q' = sigma_w^2 E[phi(sqrt(q) z)^2] + sigma_b^2.
 
     Args:
-        activation: A name of `ACTIVATIONS` or an `Activation`.
+        activation: A name of `ACTIVATIONS`, an `Activation`, or a function of one float.
         q: Length (mean square of the pre-activations) of this layer, at least 0.
         weight_var: sigma_w^2 = fan_in * Var(W).
         bias_var: sigma_b^2. Default 0, as in He's and Glorot's initializations.
@@ -84,21 +84,21 @@ def length_map(activation: str | Activation, q: float, weight_var: float, bias_v
 def _next_length(phi: Activation, q: float, weight_var: float, bias_var: float) -> float:
     if phi.second_moment is not None:
         return weight_var * phi.second_moment * q + bias_var
-    return weight_var * gaussian_mean(lambda x: phi.phi(x) ** 2, q) + bias_var
+    return weight_var * root_mean_square(phi.phi, q) ** 2 + bias_var
 
 
 def _gain_at(phi: Activation, q: float, weight_var: float) -> float:
     if phi.second_moment is not None:
         return math.sqrt(weight_var * phi.second_moment)
     # At length 0 a kink at 0 still sees both its sides, so the limit is taken and not phi'(0).
-    return math.sqrt(weight_var * gaussian_mean(lambda x: phi.derivative(x) ** 2, max(q, _VANISHING)))
+    return math.sqrt(weight_var) * root_mean_square(phi.derivative, max(q, _VANISHING))
 
 
-def fixed_point(activation: str | Activation, weight_var: float, bias_var: float = 0.0, *, start: float = 1.0) -> float:
+def fixed_point(activation: ActivationLike, weight_var: float, bias_var: float = 0.0, *, start: float = 1.0) -> float:
     """Return the length q* at which the length map, begun at `start`, comes to rest.
 
     Args:
-        activation: A name of `ACTIVATIONS` or an `Activation`.
+        activation: A name of `ACTIVATIONS`, an `Activation`, or a function of one float.
         weight_var: sigma_w^2 = fan_in * Var(W).
         bias_var: sigma_b^2. Default 0.
         start: Length of the first layer. Default 1, that of a normalized input.
@@ -159,14 +159,14 @@ def _homogeneous_fixed_point(factor: float, bias_var: float, start: float) -> fl
     return bias_var / (1.0 - factor) if factor < 1.0 else math.inf
 
 
-def gradient_gain(activation: str | Activation, weight_var: float, bias_var: float = 0.0) -> float:
+def gradient_gain(activation: ActivationLike, weight_var: float, bias_var: float = 0.0) -> float:
     """Return the factor by which the gradient norm changes per layer, going backward through a deep wide net.
 
     gain = sqrt(chi_1), chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2], z ~ N(0, 1), at the fixed point q* of the length map.
     Below 1 gradients vanish exponentially, above 1 they explode, at 1 they change as a power of depth.
 
     Args:
-        activation: A name of `ACTIVATIONS` or an `Activation`.
+        activation: A name of `ACTIVATIONS`, an `Activation`, or a function of one float.
         weight_var: sigma_w^2 = fan_in * Var(W): 2 for He, 1 for LeCun, 1/3 for `torch.nn.Linear`'s default.
         bias_var: sigma_b^2. Default 0.
 
@@ -195,7 +195,7 @@ def gradient_gain(activation: str | Activation, weight_var: float, bias_var: flo
 
 
 def gain_profile(
-    activation: str | Activation, weight_var: float, bias_var: float = 0.0, *, depth: int, start: float = 1.0
+    activation: ActivationLike, weight_var: float, bias_var: float = 0.0, *, depth: int, start: float = 1.0
 ) -> tuple[float, ...]:
     """Return the gain of the gradient norm at each layer, before the length has reached its fixed point.
 
@@ -203,7 +203,7 @@ def gain_profile(
     respect to the pre-activations of layers l and l + 1.
 
     Args:
-        activation: A name of `ACTIVATIONS` or an `Activation`.
+        activation: A name of `ACTIVATIONS`, an `Activation`, or a function of one float.
         weight_var: sigma_w^2 = fan_in * Var(W).
         bias_var: sigma_b^2. Default 0.
         depth: Number of layers, at least 1.
