@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = [
     "ACTIVATIONS",
     "CORES",
@@ -12,6 +14,7 @@ __all__ = [
     "PADDING_MODES",
     "POSITIONS",
     "RECURRENT_INITIALIZATIONS",
+    "two_slopes",
 ]
 
 INITIALIZATIONS = ("default", "lecun_normal", "glorot_normal", "glorot_uniform", "he_normal", "orthogonal")
@@ -53,3 +56,20 @@ HEADS = ("last", "every")
 
 POSITIONS = ("learned", "sinusoidal")
 """Position codes of `CausalTransformer`."""
+
+
+def two_slopes(name: str) -> tuple[float, float] | None:
+    """Return the slopes below and above 0 that a name such as "0.2:1.5" stands for, or None for any other name.
+
+    Example:
+        >>> two_slopes("0.2:1.5"), two_slopes("tanh")
+        ((0.2, 1.5), None)
+    """
+    below, colon, above = name.partition(":")
+    if not colon:
+        return None
+    try:
+        slopes = float(below), float(above)
+    except ValueError:
+        return None
+    return slopes if all(math.isfinite(slope) for slope in slopes) else None
