@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from gradlab.analysis.gain_claims import activation_title, fitted_gains
+from gradlab.analysis.gain_claims import activation_title, fitted_gains, steepest_slope
 from gradlab.errors import DataError
 from gradlab.plots.intervals import interval_note, need, seed_intervals
 from gradlab.plots.panels import log_axis
@@ -33,6 +33,7 @@ _INITS: Final = {
     "orthogonal": "orthogonal (1)",
 }
 _TOLERANCE = 1.0  # per cent
+_ASIDE = 1.025
 
 
 def gain_against_theory_data(profiles: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +87,9 @@ def gain_against_theory(data: pd.DataFrame) -> Figure:
             "markerfacecolor": "white" if row["critical"] else colours[row["activation"]],
         }
         _point(left, row["theory"], row["mean"], row["low"], row["high"], style)
-        _point(right, row["theory"], row["deviation"], row["deviation_low"], row["deviation_high"], style)
+        # Cells of equal theory side by side, not one over the other.
+        aside = row["theory"] * _ASIDE ** (list(colours).index(row["activation"]) - (len(colours) - 1) / 2)
+        _point(right, aside, row["deviation"], row["deviation_low"], row["deviation_high"], style)
     log_axis(left, [*ends, *data["mean"]], decades=0.5)
     for ax in axes:
         log_axis(ax, ends, decades=0.5, which="x")
@@ -119,15 +122,25 @@ def _point(ax: Axes, x: float, y: float, low: float, high: float, style: dict[st
     ax.vlines([x], [low], [high], color=style["color"], linewidth=1.0, zorder=2)
 
 
+def _spoken(init: str) -> str:
+    return _INITS[init].partition(" (")[0] if init in _INITS else f"sigma_w^2 = {init}"
+
+
 def gain_against_theory_caption(data: pd.DataFrame) -> str:
     """Return what the figure shows, in words and in its own numbers."""
     off = data[~data["critical"].astype(bool)]
     text = (
         "Measured factor a layer on the gradient norm, going backward, against mean-field theory, "
         f"{len(data)} cells of activation and initialization (left; dotted: equal), and by how many per cent it "
-        f"deviates (right; grey: within {_TOLERANCE:g} %). Slope and weight scale act only together: tanh and ReLU "
-        "explode at sigma_w^2 = 4 although their slopes never exceed 1, slope 1.5 vanishes at torch's default. "
+        f"deviates (right, activations set side by side; grey: within {_TOLERANCE:g} %). "
     )
+    odd = [
+        f"{activation_title(row['activation'])} at {_spoken(row['init'])}"
+        for row in data.to_dict("records")
+        if row["low"] > 1 and steepest_slope(row["activation"]) <= 1
+    ]
+    if odd:
+        text += f"Explode although their slopes never exceed 1: {', '.join(odd)}. "
     if len(off):
         text += f"Largest deviation off criticality: {off['deviation'].abs().max():.2f} %. "
     if data["critical"].any():

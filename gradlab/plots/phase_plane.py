@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
+from matplotlib.ticker import MaxNLocator
 
 from gradlab.analysis.correlations import correlation_fixed_point
 from gradlab.analysis.decay import fit_decay
 from gradlab.analysis.gain_claims import groups
 from gradlab.analysis.phases import critical_line, phase_diagram
-from gradlab.analysis.theory import gradient_gain
 from gradlab.plots.intervals import interval_note, need, seed_intervals
 from gradlab.plots.style import DOUBLE, THEORY
 
@@ -58,10 +58,10 @@ def phase_plane_data(profiles: pd.DataFrame) -> pd.DataFrame:
     surface = phase_diagram("tanh", weights, biases)
     places = [(w, b) for w in weights for b in biases]
     frames.append(_theory("surface", places, surface.gain.ravel().tolist()))
-    line = np.linspace(0.0, biases[-1], _LINE).tolist()
+    line = (biases[-1] * np.linspace(0.0, 1.0, _LINE) ** 3).tolist()  # closer where it bends most, near 0
     frames.append(_theory("critical", [(critical_line("tanh", b), b) for b in line], [math.nan] * _LINE))
     cut = [(float(w), bias_var) for w in weights]
-    frames.append(_theory("gain in theory", cut, [gradient_gain("tanh", *pair) for pair in cut]))
+    frames.append(_theory("gain in theory", cut, phase_diagram("tanh", weights, [bias_var]).gain[:, 0].tolist()))
     critical = critical_line("tanh", bias_var)
     # c* falls steeply from 1 behind the critical line, where points lie closer.
     kinks = [weights[0], critical, *(critical + rise for rise in (0.04, 0.12)), *nets["weight_var"].unique(), most]
@@ -91,7 +91,7 @@ def phase_plane(data: pd.DataFrame) -> Figure:
         return data[data["kind"] == kind]
 
     figure, (plane, gain, correlation) = plt.subplots(
-        1, 3, figsize=(DOUBLE, 2.7), gridspec_kw={"width_ratios": [1.45, 1, 1]}
+        1, 3, figsize=(DOUBLE, 2.7), gridspec_kw={"width_ratios": [1.4, 1, 1]}
     )
     table = of("surface").pivot(index="bias_var", columns="weight_var", values="mean")
     measured = of("gain")
@@ -112,26 +112,28 @@ def phase_plane(data: pd.DataFrame) -> Figure:
     for x, text in ((0.18, "order:\nvanishes"), (0.72, "chaos:\nexplodes")):
         plane.text(x, 0.78, text, ha="center", va="center", fontsize=7.5, transform=plane.transAxes)
     plane.set_ylabel("bias variance $\\sigma_b^2$")
+    plane.set_xlabel("weight variance $\\sigma_w^2$")
     plane.set_title("tanh")
     bar = figure.colorbar(mesh, ax=plane, pad=0.02, aspect=18)
     bar.set_label("gain a layer, $\\sqrt{\\chi_1}$")
     bar.set_ticks([tick for tick in (0.6, 0.7, 0.8, 0.9, 1.0, 1.05, 1.1, 1.15, 1.2) if low <= tick <= high])
     bar.outline.set_linewidth(0.6)
     bias_var = float(measured["bias_var"].iloc[0])
-    for ax, name, label in (
-        (gain, "gain", "gain a layer"),
-        (correlation, "correlation", f"correlation at layer {int(data['depth'].iloc[0])}"),
-    ):
+    for ax, name in ((gain, "gain"), (correlation, "correlation")):
         theory, found = of(f"{name} in theory"), of(name)
         ax.axvline(critical_line("tanh", bias_var), color="black", linewidth=0.6, zorder=1)
         ax.plot(theory["weight_var"], theory["mean"], label="theory", **THEORY)
         ax.vlines(found["weight_var"], found["low"], found["high"], color="#0072B2", linewidth=1.0)
         ax.plot(found["weight_var"], found["mean"], linestyle="none", marker="o", color="#0072B2", label="measured")
-        ax.set_title(f"{label}, $\\sigma_b^2={bias_var:g}$")
+        ax.set_title(f"{name}, $\\sigma_b^2={bias_var:g}$")
+        ax.set_xlabel("weight variance $\\sigma_w^2$")
+    for ax in (gain, correlation):
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     gain.axhline(1.0, color="0.45", linewidth=0.6, zorder=1)
     gain.legend(loc="lower right")
     correlation.set_ylim(-0.02, 1.05)
-    figure.supxlabel("weight variance $\\sigma_w^2$", fontsize=8)
+    correlation.set_ylabel(f"correlation at layer {int(data['depth'].iloc[0])}")
+    gain.set_ylabel("gain a layer")
     return figure
 
 

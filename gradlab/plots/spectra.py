@@ -20,6 +20,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "orthogonal": {"color": "#0072B2", "linestyle": "-"},
     "Gaussian": {"color": "#D55E00", "linestyle": (0, (4, 1.2))},
 }
+_ORDER = ["linear", "tanh", "relu"]
 _SMALLEST = 1e-9  # drawn, relative to the largest of a panel; below lie the zeros of units that are off, as rounding
 
 
@@ -55,7 +56,7 @@ def singular_values(data: pd.DataFrame) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    names = list(dict.fromkeys(data["activation"]))
+    names = sorted(data["activation"].unique(), key=lambda name: (_ORDER.index(name) if name in _ORDER else 9, name))
     figure, axes = plt.subplots(1, len(names), figsize=(DOUBLE, 2.6), squeeze=False, sharey=True, sharex=True)
     for ax, name in zip(axes.flat, names, strict=True):
         own = data[data["activation"] == name]
@@ -82,11 +83,12 @@ def singular_values_caption(data: pd.DataFrame) -> str:
         pairs = [(weights, tops.get((name, weights))) for weights in _STYLES]
         return ", ".join(f"{weights} {value:.2g}" for weights, value in pairs if value is not None)
 
-    said = "; ".join(f"{name}: {top(name)}" for name in dict.fromkeys(data["activation"]))
+    said = "; ".join(f"{name}: {top(name)}" for name in sorted(set(data["activation"])))
     return (
         f"Singular values, in order, of the Jacobian from input to output of untrained nets of depth {depth} and width "
         f"{width}, at sigma_w^2 = 1 (2 for ReLU). Orthogonal weights make a linear net an exact isometry and hold the "
-        "values of tanh nets together; those of ReLU nets they do not, and where a line ends the rest are zeros. "
+        "values of tanh nets together; those of ReLU nets they do not. Lines end where values fall below 1e-9 of the "
+        "largest. "
         f"Largest values: {said}. {interval_note(data, log=True)} Claims isometry linear and tanh; Saxe et al. 2014; "
         "Pennington et al. 2017."
     )

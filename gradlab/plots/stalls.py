@@ -21,7 +21,7 @@ _NAMES = {"he_normal": "He", "glorot_normal": "Xavier", "default": "torch defaul
           "glorot_uniform": "Xavier, uniform", "orthogonal": "orthogonal"}  # fmt: skip
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _STYLES = ("-", (0, (4, 1.2)), (0, (1, 1)), (0, (4, 1, 1, 1)), "-", (0, (4, 1.2)))
-_MOST_POINTS = 200
+_MOST_POINTS = 20  # stretches of steps: the loss of single steps is too spiky for an interval over few seeds
 
 
 def deep_training_data(losses: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
@@ -76,7 +76,7 @@ def deep_training(data: pd.DataFrame) -> Figure:
     loss.set_xlabel("step")
     loss.set_ylabel("training loss (nats)")
     gradient.set_xlabel("weight layer (1 is nearest the input)")
-    gradient.set_ylabel("gradient norm / that at the last layer")
+    gradient.set_ylabel("gradient norm / last layer's")
     gradient.set_title("before the first step")
     loss.set_title(f"{int(data['train_depth'].iloc[0])} hidden layers, digits")
     gradient.legend(loc="lower right")
@@ -94,8 +94,8 @@ def deep_training_caption(data: pd.DataFrame) -> str:
 
     return (
         f"ReLU nets of {int(data['train_depth'].iloc[0])} hidden layers on the digits, plain SGD. Left: training loss "
-        f"against step (grey: guessing); at the end {listed(ends)}. Right: gradient norm at each weight layer's output "
-        f"before the first step, relative to the last layer; at the first layer {listed(firsts)}. What reaches the "
-        f"input decides what can be learned. {interval_note(data, log=True)} Claims C1.6; "
-        "after He et al. 2015b, Fig. 3."
+        "against step, averaged over twentieths of the run (grey: guessing; nets that stall lie on it); at the end "
+        f"{listed(ends)}. Right: gradient norm at each weight layer's output before the first step, relative to the "
+        f"last layer; at the first layer {listed(firsts)}. What reaches the input decides what can be learned. "
+        f"{interval_note(data, log=True)} Claims C1.6; after He et al. 2015b, Fig. 3."
     )
