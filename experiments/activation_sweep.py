@@ -108,9 +108,9 @@ PRESETS = {
     ),
     "default": Preset(summary="25 cells of width 256, 5 seeds, order to chaos, 30-layer nets; 90 seconds on 2 cores."),
     "paper": Preset(
-        summary="Width 1024, depths 100 and 300, 20 seeds, order to chaos 2048 wide; for a GPU. Unverified.",
+        summary="Width 1024, depth 100, 20 seeds, order to chaos 200 deep; for a GPU. Unverified.",
         settings={
-            "depth": (100, 300), "width": 1024, "seeds": 20, "chaos_width": 2048, "chaos_depth": 200,
+            "depth": (100,), "width": 1024, "seeds": 20, "chaos_width": 1024, "chaos_depth": 200,
             "chaos_seeds": 20, "law_size": ("10x10", "20x20", "25x50", "50x20", "50x50", "100x50"), "law_nets": 10_000,
             "glorot_width": 1000, "spectrum_width": 512, "spectrum_depth": 100, "train_seeds": 10, "steps": 2000,
         },

@@ -34,6 +34,7 @@ __all__ = ["DepthScale", "correlation_fixed_point", "correlation_map", "depth_sc
 _NEAREST_TO_1 = 1e-9  # a correlation this near 1 is 1
 
 
+@lru_cache(maxsize=4096)  # a nest of two quadratures, and claims and figures ask for the same ones
 def _overlap(phi: Activation, q: float, c: float, *, slopes: bool = False) -> float:
     """Return E[f(u) f(v)] for Gaussian u, v of variance q and correlation c, f being phi or its derivative."""
     if phi.slopes is not None:
@@ -58,7 +59,6 @@ def _resting(phi: Activation, weight_var: float, bias_var: float) -> float:
     return min(max(fixed_point(phi, weight_var, bias_var), _VANISHING), _LONGEST)
 
 
-@lru_cache(maxsize=4096)
 def _correlation(phi: Activation, c: float, weight_var: float, bias_var: float, q: float) -> float:
     # The length that follows q, which is q itself where q* is finite, keeps a correlation of 1 at 1 where it is not.
     found = (weight_var * _overlap(phi, q, c) + bias_var) / _next_length(phi, q, weight_var, bias_var)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -18,12 +19,17 @@ INITS = ("default", "lecun_normal", "he_normal", "4")
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "1.5:1.5", "0.2:1.5")
 
 
+@lru_cache
+def theory(activation, init, width, depth):
+    phi, pair = activation_of(activation), variances_of(init, width)
+    return np.array(gain_profile(phi, *pair, depth=depth, start=sum(pair)))
+
+
 def profiles(*, bias=1.0, activations=ACTIVATIONS, inits=INITS, width=256, depth=50, seeds=3, wobble=0.0):
     """Nets that follow theory exactly, but for a factor `bias` on the gain a layer."""
     frames = []
     for activation, init, seed in itertools.product(activations, inits, range(seeds)):
-        phi, pair = activation_of(activation), variances_of(init, width)
-        gains = np.array(gain_profile(phi, *pair, depth=depth, start=sum(pair))) * bias * (1 + 1e-4 * seed)
+        gains = theory(activation, init, width, depth) * bias * (1 + 1e-4 * seed)
         log_norm = np.append(np.cumsum(np.log(gains[:-1])[::-1])[::-1], 0.0)
         log_norm = log_norm + wobble * (np.arange(depth) % 2)
         frames.append(

@@ -102,8 +102,9 @@ def test_relu_log_norms_equal_the_jacobian_of_a_net():
     assert found[0] == pytest.approx(2 * math.log(float((jacobian @ (u / u.norm())).norm())), rel=1e-10)
 
 
-def test_nothing_waits_for_the_device():
-    net = wide_stack("gelu", "1.5", width=8, depth=3, seed=0, bias_var=0.1, device="meta")
+@pytest.mark.parametrize("activation", ["gelu", "0.2:1.5"])
+def test_nothing_waits_for_the_device(activation):
+    net = wide_stack(activation, "1.5", width=8, depth=3, seed=0, bias_var=0.1, device="meta")
     assert np.isnan(depth_profile(net, batch_size=2, seed=0).log_grad_norm).all()
     assert np.isnan(relu_log_norms(width=4, depth=2, nets=3, seed=0, device="meta")).all()
 
