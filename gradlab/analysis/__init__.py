@@ -28,16 +28,21 @@ if TYPE_CHECKING:
         mean_interval,
         not_decided,
     )
+    from gradlab.analysis.correlations import DepthScale, correlation_fixed_point, correlation_map, depth_scale
     from gradlab.analysis.decay import DecayFit, fit_decay
+    from gradlab.analysis.finite_width import LogNormLaw, finite_width_log_norm
+    from gradlab.analysis.normalization_theory import (
+        batchnorm_gradient_gain,
+        residual_batchnorm_share,
+        residual_variance_growth,
+    )
+    from gradlab.analysis.phases import PhaseDiagram, critical_line, phase_diagram
     from gradlab.analysis.recurrent_theory import PascanuBounds, pascanu_bounds
     from gradlab.analysis.theory import (
-        batchnorm_gradient_gain,
         fixed_point,
         gain_profile,
         gradient_gain,
         length_map,
-        residual_batchnorm_share,
-        residual_variance_growth,
         valid_tap_fraction,
         vgg_b_he_ratio,
     )
@@ -48,16 +53,24 @@ __all__ = [
     "Activation",
     "Claim",
     "DecayFit",
+    "DepthScale",
+    "LogNormLaw",
     "PascanuBounds",
+    "PhaseDiagram",
     "Verdict",
     "batchnorm_gradient_gain",
     "claims_from_json",
     "claims_to_json",
     "conv_parameters",
+    "correlation_fixed_point",
+    "correlation_map",
+    "critical_line",
     "decide_exact",
     "decide_greater",
     "decide_theory",
     "decide_threshold",
+    "depth_scale",
+    "finite_width_log_norm",
     "fit_decay",
     "fixed_point",
     "gain_profile",
@@ -68,6 +81,7 @@ __all__ = [
     "multiply_adds",
     "not_decided",
     "pascanu_bounds",
+    "phase_diagram",
     "piecewise_linear",
     "receptive_field",
     "residual_batchnorm_share",
@@ -91,16 +105,17 @@ _MODULES = {
         "mean_interval",
         "not_decided",
     ),
+    "correlations": ("DepthScale", "correlation_fixed_point", "correlation_map", "depth_scale"),
     "decay": ("DecayFit", "fit_decay"),
+    "finite_width": ("LogNormLaw", "finite_width_log_norm"),
+    "normalization_theory": ("batchnorm_gradient_gain", "residual_batchnorm_share", "residual_variance_growth"),
+    "phases": ("PhaseDiagram", "critical_line", "phase_diagram"),
     "recurrent_theory": ("PascanuBounds", "pascanu_bounds"),
     "theory": (
-        "batchnorm_gradient_gain",
         "fixed_point",
         "gain_profile",
         "gradient_gain",
         "length_map",
-        "residual_batchnorm_share",
-        "residual_variance_growth",
         "valid_tap_fraction",
         "vgg_b_he_ratio",
     ),

@@ -18,7 +18,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlab.analysis.theory import batchnorm_gradient_gain, gradient_gain
+from gradlab.analysis.normalization_theory import batchnorm_gradient_gain
+from gradlab.analysis.theory import gradient_gain
 
 __all__ = ["BlockTheory", "block_theory"]
 

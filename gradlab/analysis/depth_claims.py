@@ -25,8 +25,9 @@ from gradlab.analysis.claims import (
     not_decided,
 )
 from gradlab.analysis.decay import fit_decay
+from gradlab.analysis.normalization_theory import batchnorm_gradient_gain, residual_batchnorm_share
 from gradlab.analysis.samples import mean_interval
-from gradlab.analysis.theory import batchnorm_gradient_gain, residual_batchnorm_share, vgg_b_he_ratio
+from gradlab.analysis.theory import vgg_b_he_ratio
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""What theory says: gradient gains of wide random nets, and closed forms for normalized and residual ones.
+"""What theory says: gradient gains of wide random nets, and two closed forms for convolutional ones.
 
 Throughout, `weight_var` is sigma_w^2 = fan_in * Var(W) and `bias_var` is sigma_b^2 = Var(b), for one layer
 z_{l+1} = W phi(z_l) + b; `q` is the length, the mean square of the pre-activations z.
@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING
 
 from scipy.optimize import brentq
 
-from gradlab.analysis.activations import gaussian_mean, named
+from gradlab.analysis.activations import named, root_mean_square
 from gradlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from gradlab.analysis.activations import Activation
+    from gradlab.analysis.activations import Activation, ActivationLike
 
 __all__ = [
-    "batchnorm_gradient_gain",
     "fixed_point",
     "gain_profile",
     "gradient_gain",
     "length_map",
-    "residual_batchnorm_share",
-    "residual_variance_growth",
     "valid_tap_fraction",
     "vgg_b_he_ratio",
 ]
@@ -56,11 +53,11 @@ def _check_length(name: str, value: float) -> None:
         raise UsageError(f"{name} is {value}, but a length must be finite and at least 0; give a mean square.")
 
 
-def length_map(activation: str | Activation, q: float, weight_var: float, bias_var: float = 0.0) -> float:
+def length_map(activation: ActivationLike, q: float, weight_var: float, bias_var: float = 0.0) -> float:
     """Return the length of the next layer, q' = sigma_w^2 E[phi(sqrt(q) z)^2] + sigma_b^2.
 
     Args:
-        activation: A name of `ACTIVATIONS` or an `Activation`.
+        activation: A name of `ACTIVATIONS`, an `Activation`, or a function of one float.
         q: Length (mean square of the pre-activations) of this layer, at least 0.
         weight_var: sigma_w^2 = fan_in * Var(W).
         bias_var: sigma_b^2. Default 0, as in He's and Glorot's initializations.
@@ -87,21 +84,21 @@ def length_map(activation: str | Activation, q: float, weight_var: float, bias_v
 def _next_length(phi: Activation, q: float, weight_var: float, bias_var: float) -> float:
     if phi.second_moment is not None:
         return weight_var * phi.second_moment * q + bias_var
-    return weight_var * gaussian_mean(lambda x: phi.phi(x) ** 2, q) + bias_var
+    return weight_var * root_mean_square(phi.phi, q) ** 2 + bias_var
 
 
 def _gain_at(phi: Activation, q: float, weight_var: float) -> float:
     if phi.second_moment is not None:
         return math.sqrt(weight_var * phi.second_moment)
     # At length 0 a kink at 0 still sees both its sides, so the limit is taken and not phi'(0).
-    return math.sqrt(weight_var * gaussian_mean(lambda x: phi.derivative(x) ** 2, max(q, _VANISHING)))
+    return math.sqrt(weight_var) * root_mean_square(phi.derivative, max(q, _VANISHING))
 
 
-def fixed_point(activation: str | Activation, weight_var: float, bias_var: float = 0.0, *, start: float = 1.0) -> float:
+def fixed_point(activation: ActivationLike, weight_var: float, bias_var: float = 0.0, *, start: float = 1.0) -> float:
     """Return the length q* at which the length map, begun at `start`, comes to rest.
 
     Args:
-        activation: A name of `ACTIVATIONS` or an `Activation`.
+        activation: A name of `ACTIVATIONS`, an `Activation`, or a function of one float.
         weight_var: sigma_w^2 = fan_in * Var(W).
         bias_var: sigma_b^2. Default 0.
         start: Length of the first layer. Default 1, that of a normalized input.
@@ -162,14 +159,14 @@ def _homogeneous_fixed_point(factor: float, bias_var: float, start: float) -> fl
     return bias_var / (1.0 - factor) if factor < 1.0 else math.inf
 
 
-def gradient_gain(activation: str | Activation, weight_var: float, bias_var: float = 0.0) -> float:
+def gradient_gain(activation: ActivationLike, weight_var: float, bias_var: float = 0.0) -> float:
     """Return the factor by which the gradient norm changes per layer, going backward through a deep wide net.
 
     gain = sqrt(chi_1), chi_1 = sigma_w^2 E[phi'(sqrt(q*) z)^2], z ~ N(0, 1), at the fixed point q* of the length map.
     Below 1 gradients vanish exponentially, above 1 they explode, at 1 they change as a power of depth.
 
     Args:
-        activation: A name of `ACTIVATIONS` or an `Activation`.
+        activation: A name of `ACTIVATIONS`, an `Activation`, or a function of one float.
         weight_var: sigma_w^2 = fan_in * Var(W): 2 for He, 1 for LeCun, 1/3 for `torch.nn.Linear`'s default.
         bias_var: sigma_b^2. Default 0.
 
@@ -198,7 +195,7 @@ def gradient_gain(activation: str | Activation, weight_var: float, bias_var: flo
 
 
 def gain_profile(
-    activation: str | Activation, weight_var: float, bias_var: float = 0.0, *, depth: int, start: float = 1.0
+    activation: ActivationLike, weight_var: float, bias_var: float = 0.0, *, depth: int, start: float = 1.0
 ) -> tuple[float, ...]:
     """Return the gain of the gradient norm at each layer, before the length has reached its fixed point.
 
@@ -206,7 +203,7 @@ def gain_profile(
     respect to the pre-activations of layers l and l + 1.
 
     Args:
-        activation: A name of `ACTIVATIONS` or an `Activation`.
+        activation: A name of `ACTIVATIONS`, an `Activation`, or a function of one float.
         weight_var: sigma_w^2 = fan_in * Var(W).
         bias_var: sigma_b^2. Default 0.
         depth: Number of layers, at least 1.
@@ -232,103 +229,6 @@ def gain_profile(
         gains.append(_gain_at(phi, q, weight_var))
         q = min(_next_length(phi, q, weight_var, bias_var), _LONGEST)
     return tuple(gains)
-
-
-def batchnorm_gradient_gain(activation: str | Activation = "relu") -> float:
-    """Return the growth of the gradient norm per layer when BatchNorm stands before the activation.
-
-    gain = sqrt(E[phi'(z)^2] / Var[phi(z)]), z ~ N(0, 1): for relu sqrt(pi / (pi - 1)) = 1.2112, for linear 1. The
-    weight scale drops out. It is never below 1: with Hermite coefficients a_k its square is sum k a_k^2 / sum a_k^2,
-    k >= 1.
-
-    Args:
-        activation: A name of `ACTIVATIONS` or an `Activation`. Default "relu", the case of the source.
-
-    Returns:
-        The gain of the norm; the squared norm grows by its square, 1.4669 for relu.
-
-    Raises:
-        UsageError: An unknown activation, or a constant one.
-
-    Note:
-        The limit of infinite width and batch. It holds for the gradient at the normalized tensor, and needs samples
-        that are uncorrelated after centering, a stable state since Var[phi] >= E[phi']^2. Finite sizes add about a
-        per cent: the squared gain of tanh (1.178 here) was measured at 1.189 for width 512 and batch 128, 1.181 for
-        1024 and 512.
-
-    Example:
-        >>> round(batchnorm_gradient_gain(), 4), batchnorm_gradient_gain("linear")
-        (1.2112, 1.0)
-
-    Source:
-        Yang et al. 2019 (arXiv 1902.08129); the closed form for any phi is derived here.
-    """
-    phi = named(activation)
-    if phi.slopes is not None and phi.second_moment is not None:
-        slope_square = phi.second_moment
-        variance = slope_square - (phi.slopes[1] - phi.slopes[0]) ** 2 / (2 * math.pi)
-    else:
-        slope_square = gaussian_mean(lambda x: phi.derivative(x) ** 2, 1.0)
-        size = math.sqrt(gaussian_mean(lambda x: phi.phi(x) ** 2, 1.0))
-        mean = gaussian_mean(phi.phi, 1.0, absolute=1e-11 * size)
-        variance = gaussian_mean(lambda x: (phi.phi(x) - mean) ** 2, 1.0)
-    if not variance > 0.0:
-        raise UsageError(f"Activation '{phi.name}' is constant, but BatchNorm needs one that varies; give another.")
-    return math.sqrt(slope_square / variance)
-
-
-def residual_batchnorm_share(block: int) -> float:
-    """Return the residual branch's share of the variance at the output of a block, 1 / (block + 1).
-
-    Args:
-        block: Number of the block, counted from 1 at the input, in a net with BatchNorm on every residual branch.
-
-    Raises:
-        UsageError: `block` is not a whole number of at least 1.
-
-    Note:
-        Each normalized branch adds variance 1 to an input of variance 1, at initialization; good for block >= 10.
-
-    Example:
-        >>> residual_batchnorm_share(3)
-        0.25
-
-    Source:
-        De & Smith 2020 (arXiv 2002.10444), section 3.
-    """
-    _check_whole("block", block, 1)
-    return 1.0 / (block + 1)
-
-
-def residual_variance_growth(blocks: int, *, normalized: bool = False, branch_scale: float = 1.0) -> float:
-    """Return the variance after some residual blocks, relative to that before the first.
-
-    (1 + alpha^2)^blocks without normalization (He's initialization: a branch keeps the variance of its input, so it
-    doubles with every block); 1 + alpha^2 blocks with BatchNorm on each branch.
-
-    Args:
-        blocks: Number of blocks passed, at least 0.
-        normalized: Whether each branch ends at variance 1. Default False.
-        branch_scale: alpha, the factor on each branch. Default 1, a plain residual net; 0 is SkipInit's start.
-
-    Raises:
-        UsageError: A value is out of range.
-
-    Note:
-        Expected values at initialization. The squared gradient norm without normalization grows by the same factor.
-
-    Example:
-        >>> residual_variance_growth(10), residual_variance_growth(10, normalized=True)
-        (1024.0, 11.0)
-
-    Source:
-        De & Smith 2020 (arXiv 2002.10444), sections 2 and 3.
-    """
-    _check_whole("blocks", blocks, 0)
-    if not math.isfinite(branch_scale):
-        raise UsageError(f"branch_scale is {branch_scale}, but it must be finite; give a number such as 1.")
-    step = branch_scale**2
-    return 1.0 + step * blocks if normalized else math.exp(blocks * math.log1p(step))
 
 
 def vgg_b_he_ratio(std: float = 0.01) -> float:

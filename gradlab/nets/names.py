@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = [
     "ACTIVATIONS",
     "CORES",
@@ -15,6 +17,7 @@ __all__ = [
     "POSITIONS",
     "PUBLISHED",
     "RECURRENT_INITIALIZATIONS",
+    "two_slopes",
 ]
 
 INITIALIZATIONS = ("default", "lecun_normal", "glorot_normal", "glorot_uniform", "he_normal", "orthogonal")
@@ -71,3 +74,20 @@ PUBLISHED = {
     "densenet": ("DenseNet-121", "DenseNet-169", "DenseNet-201"),
 }
 """The published nets of each family, by the names that `published_net` knows."""
+
+
+def two_slopes(name: str) -> tuple[float, float] | None:
+    """Return the slopes below and above 0 that a name such as "0.2:1.5" stands for, or None for any other name.
+
+    Example:
+        >>> two_slopes("0.2:1.5"), two_slopes("tanh")
+        ((0.2, 1.5), None)
+    """
+    below, colon, above = name.partition(":")
+    if not colon:
+        return None
+    try:
+        slopes = float(below), float(above)
+    except ValueError:
+        return None
+    return slopes if all(math.isfinite(slope) for slope in slopes) else None

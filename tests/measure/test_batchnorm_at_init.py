@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradlab.analysis.theory import batchnorm_gradient_gain, residual_batchnorm_share
+from gradlab.analysis.normalization_theory import batchnorm_gradient_gain, residual_batchnorm_share
 from gradlab.measure.batchnorm import batchnorm_explosion, residual_branch_share, shattering
 
 
