@@ -66,6 +66,10 @@ PRESETS = {
     ),
     "default": Preset(summary="18 nets, 128 units, lags to 1,000, 5 seeds; under a minute on 2 cores."),
     "long": Preset(summary="Lags to 10,000; about 10 minutes on 2 cores.", settings={"steps": 10_000, "seeds": 3}),
+    "paper": Preset(
+        summary="512 units, lags to 10,000, 10 seeds; hours on a CPU. Unverified.",
+        settings={"hidden": 512, "steps": 10_000, "seeds": 10, "attention_steps": 1000},
+    ),
 }  # fmt: skip
 
 
@@ -141,7 +145,8 @@ def claims(results: Results) -> list[Claim]:
 def _against_lag(results: Results) -> Drawing:
     from gradlab.plots import forgetting
 
-    data = forgetting.against_lag_data(results.table("lags", "net"), results.table("rates", "net"))
+    attention = results.table("attention", "attention")
+    data = forgetting.against_lag_data(results.table("lags", "net"), results.table("rates", "net"), attention)
     return Drawing(figure=forgetting.against_lag(data), data=data, caption=forgetting.against_lag_caption(data))
 
 

@@ -96,6 +96,18 @@ SCHEMA: Final[Mapping[str, Mapping[str, tuple[str, str, str]]]] = {
         "grad_norm": ("float64", "loss/state", "L2 norm of the total gradient dL/d(state)"),
         "log10_grad_norm": ("float64", "1", "log10 of grad_norm, exact where grad_norm underflows; -inf where it is 0"),
     },
+    "gates": {
+        "step": ("int64", "step", "training step, from 0"),
+        "layer": ("str", "", "dotted path of the nn.LSTM or nn.GRU"),
+        "call": ("int64", "1", "how often the layer had run before in this step"),
+        "level": ("int64", "1", "layer inside the module, from 0, nearest the input"),
+        "direction": ("str", "", "'forward' or 'backward' through the sequence"),
+        "gate": ("str", "", "'i', 'f', 'o' of an LSTM, 'r', 'z' of a GRU; torch's z keeps memory"),
+        "t": ("int64", "time step", "place in the sequence, from 0"),
+        "mean": ("float64", "1", "mean over units and batch (packed: over running sequences)"),
+        "closed_fraction": ("float64", "1", "share of units and samples whose gate is below 0.1"),
+        "open_fraction": ("float64", "1", "share of units and samples whose gate is above 0.9"),
+    },
 }
 
 
@@ -155,6 +167,11 @@ class Trace:
     def timesteps(self) -> pd.DataFrame:
         """One row a recorded step, recurrent layer (each level and direction of it), state and time step."""
         return self._tables["timesteps"]
+
+    @property
+    def gates(self) -> pd.DataFrame:
+        """One row a recorded step, LSTM or GRU (each level and direction of it), gate and time step."""
+        return self._tables["gates"]
 
     @property
     def tables(self) -> Mapping[str, pd.DataFrame]:

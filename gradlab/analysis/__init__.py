@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         valid_tap_fraction,
         vgg_b_he_ratio,
     )
+    from gradlab.analysis.time_decay import gradient_half_life
 
 __all__ = [
     "ACTIVATIONS",
@@ -72,6 +73,7 @@ __all__ = [
     "fixed_point",
     "gain_profile",
     "gradient_gain",
+    "gradient_half_life",
     "length_map",
     "mean_interval",
     "not_decided",
@@ -112,6 +114,7 @@ _MODULES = {
         "valid_tap_fraction",
         "vgg_b_he_ratio",
     ),
+    "time_decay": ("gradient_half_life",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
+from scipy.optimize import isotonic_regression
 
 from gradlab.analysis.forgetting_claims import rates_a_step
 from gradlab.plots.intervals import interval_note, need, seed_intervals
@@ -25,24 +26,33 @@ _FAMILIES = {
     "relu": ("ReLU", "#009E73", "^"),
     "lstm": ("LSTM", "#CC79A7", "v"),
     "gru": ("GRU", "#E69F00", "P"),
+    "attention": ("attention", "#333333", "X"),
 }
+_TIMELESS = "attention"  # reaches every time step at once: no rate, no exponent
 
 
-def against_lag_data(lags: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:
+def against_lag_data(lags: pd.DataFrame, rates: pd.DataFrame, attention: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return log10 of the gradient norm against lag, relative to lag 0, its interval over seeds, and the prediction.
 
     Args:
         lags: Columns net, seed, lag, log_norm (natural logarithm; values far outside float64's range are fine).
         rates: Columns net, seed, exponent (largest Lyapunov exponent, nats a step).
+        attention: Columns seed, lag, log_norm of an attention layer, the contrast; relative to lag 1, since at lag 0
+            the residual connection comes on top.
 
     Returns:
-        Columns net, lag, mean, low, high, n, lost (log10) and theory: lag times the mean exponent, in decades.
+        Columns net, lag, mean, low, high, n, lost (log10) and theory: lag times the mean exponent, in decades, NaN for
+        attention.
 
     Raises:
         DataError: A frame is empty or lacks a column.
     """
     need(lags, ["net", "seed", "lag", "log_norm"], "gradients against lag")
     need(rates, ["net", "seed", "exponent"], "Lyapunov exponents")
+    if attention is not None and len(attention):
+        need(attention, ["seed", "lag", "log_norm"], "gradients through attention")
+        shown = attention.loc[attention["lag"] > 0, ["seed", "lag", "log_norm"]].assign(net=_TIMELESS)
+        lags = pd.concat([lags[["net", "seed", "lag", "log_norm"]], shown], ignore_index=True)
     ordered = lags.sort_values("lag")
     start = ordered.groupby(["net", "seed"], sort=False)["log_norm"].transform("first")
     tidy = ordered.assign(decades=(ordered["log_norm"] - start) / np.log(10))
@@ -56,17 +66,15 @@ def _family(net: str) -> str:
 
 
 def _apart(heights: list[float], least: float) -> list[float]:
-    """Return places for labels near ascending heights, at least so far apart, and on average where the heights are.
+    """Return the places nearest to ascending heights that are at least so far apart.
 
     Example:
         >>> _apart([0.0, 0.0, 10.0], 2.0)
-        [-0.6666666666666666, 1.3333333333333335, 9.333333333333334]
+        [-1.0, 1.0, 10.0]
     """
-    places: list[float] = []
-    for height in heights:
-        places.append(max(height, places[-1] + least) if places else height)
-    shift = float(np.mean(np.subtract(places, heights)))
-    return [place - shift for place in places]
+    steps = least * np.arange(len(heights))
+    places: list[float] = (isotonic_regression(np.array(heights) - steps).x + steps).tolist()
+    return places
 
 
 def against_lag(data: pd.DataFrame) -> Figure:
@@ -77,24 +85,29 @@ def against_lag(data: pd.DataFrame) -> Figure:
     """
     import matplotlib.pyplot as plt
 
-    gated = data["net"].map(_family).isin(["lstm", "gru"])
-    groups = [(title, data[kept]) for title, kept in (("vanilla", ~gated), ("gated", gated)) if kept.any()]
-    figure, axes = plt.subplots(1, len(groups), figsize=(DOUBLE, 3.3), squeeze=False)
+    gated = data["net"].map(_family).isin(["lstm", "gru", _TIMELESS])
+    named = "gated and attention" if (data["net"] == _TIMELESS).any() else "gated"
+    groups = [(title, data[kept]) for title, kept in (("vanilla", ~gated), (named, gated)) if kept.any()]
+    figure, axes = plt.subplots(1, len(groups), figsize=(DOUBLE, 3.6), squeeze=False)
     for ax, (title, group) in zip(axes[0], groups, strict=True):
         last = group["lag"].max()
         ends = []
         for net, line in group.groupby("net", sort=False):
             colour = _FAMILIES[_family(str(net))][1]
             draw_band(ax, line, "lag", color=colour)
-            ax.plot(line["lag"], line["theory"], gid=f"theory {net}", zorder=3, **THEORY)
+            if line["theory"].notna().any():
+                ax.plot(line["lag"], line["theory"], gid=f"theory {net}", zorder=3, **THEORY)
+            if net == _TIMELESS:  # ends early, and the legend names it
+                continue
             ends.append((float(line["mean"].iloc[-1]), str(net), colour))
         span = float(group["mean"].max() - group["mean"].min()) or 1.0
         ends.sort()
-        for (height, net, colour), place in zip(ends, _apart([end[0] for end in ends], span / 17), strict=True):
+        for (height, net, colour), place in zip(ends, _apart([end[0] for end in ends], span / 19), strict=True):
             ax.annotate(
-                net.removeprefix("lstm ").removeprefix("gru ") if title == "gated" else net,
-                (last, height), xytext=(last * 1.06, place), fontsize=6.5, color=colour, va="center",
-                annotation_clip=False, arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": colour},
+                net if title == "vanilla" else net.removeprefix("lstm ").removeprefix("gru "),
+                (last, height), xytext=(last * 1.1, place), fontsize=6.5, color=colour, va="center",
+                annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": colour, "shrinkA": 1, "shrinkB": 0},
             )  # fmt: skip
         ax.set_title(title)
         ax.set_xlim(0, last)
@@ -110,12 +123,20 @@ def against_lag(data: pd.DataFrame) -> Figure:
 def against_lag_caption(data: pd.DataFrame) -> str:
     """Return what the figure shows, in words."""
     lowest = data.sort_values("mean").iloc[:1].to_dict("records")[0]
+    flat = data[data["net"] == _TIMELESS]
+    contrast = ""
+    if len(flat):
+        reach, last = flat["mean"].abs().max(), int(flat["lag"].max())
+        contrast = (
+            f" One causal attention layer (relative to lag 1) stays within {reach:.1f} decades up to lag {last}: no "
+            "time step is farther away than another."
+        )
     return (
         "Norm of dh_T/dh_t against lag, in decades, at initialization; dotted: the largest Lyapunov exponent, measured "
         f"forward in time, times the lag. The smallest is 10^{lowest['mean']:.0f} ({lowest['net']}, lag "
-        f"{int(lowest['lag'])}): rescaled at every step, so that nothing underflows. "
+        f"{int(lowest['lag'])}): rescaled at every step, so that nothing underflows.{contrast} "
         + interval_note(data, log=False)
-        + " Claims C5.1; notes N8 and N9."
+        + " Claims C5.1 and C6 path; notes N8, N9, N10 and N13."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -38,10 +38,14 @@ class _DeviceRows:
         self.slots: list[int] = []  # slot of each row in use
 
     def next_row(self, slot: int) -> torch.Tensor:
-        if len(self.slots) == len(self.tensor):
+        return self.next_rows((slot,))[0]
+
+    def next_rows(self, slots: Sequence[int]) -> torch.Tensor:
+        first = len(self.slots)
+        self.slots += slots
+        while len(self.slots) > len(self.tensor):
             self.tensor = torch.cat([self.tensor, torch.full_like(self.tensor, float("nan"))])
-        self.slots.append(slot)
-        return self.tensor[len(self.slots) - 1]
+        return self.tensor[first : len(self.slots)]
 
 
 class _HostRows:
@@ -134,6 +138,20 @@ class StepBuffer:
             row = self._rows(stacked.device).next_row(slot)
             row[: len(values)].copy_(stacked)
         return slot
+
+    def block(self, values: torch.Tensor) -> int:
+        """Put the rows of a tensor, shape (k, at most 8), into the next k slots and return the first of them."""
+        first, (count, width) = self._slots, values.shape
+        self._slots += count
+        values = values.detach()
+        if values.device.type == "cpu":
+            self._host.address(self._slots)
+            self._host.array[first : self._slots] = np.nan
+            self._host.array[first : self._slots, :width] = values.numpy()
+        else:
+            slots = range(first, self._slots)
+            self._rows(values.device).next_rows(slots)[:, :width].copy_(values)
+        return first
 
     def _take(self) -> int:
         self._slots += 1

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from gradlab.errors import UsageError
 from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.chunks import Cut, States, run_in_chunks
+from gradlab.probes.gates import GateReader, has_gates
 from gradlab.probes.hooks import CallGate, MethodHook, recomputing
 from gradlab.probes.log import TableLog
 from gradlab.probes.reduce import can_reduce, norm_of
@@ -37,6 +38,9 @@ class _Entry:
 
 class _Slopes(dict[int, torch.Tensor]):
     """dh_t/dc_t of one call by the place of its entry: gone with the graph or the step, whichever ends first."""
+
+    def keep(self, place: int, slope: torch.Tensor) -> None:
+        self[place] = slope
 
 
 class _Boundary(torch.autograd.Function):
@@ -61,7 +65,7 @@ class RecurrentProbe:
 
     While a recorded step is open, the modules run their own fused operators over chunks of the sequence (`chunks`).
     The gradient of h_t is then that of one tensor. c_t acts in two ways, through c_{t+1} and through
-    h_t = o_t * tanh(c_t); the second lies inside the operator and is added here, with o_t computed again.
+    h_t = o_t * tanh(c_t); the second lies inside the operator and is added here, with o_t computed again (`gates`).
 
     Args:
         model: The model, whose recurrent modules without a watch on time are listed.
@@ -105,9 +109,13 @@ class RecurrentProbe:
         self._every, self._buffer = int(timesteps), buffer
         self._generation = 0
         self._entries: dict[int, tuple[str, list[_Entry]]] = {}  # by place in the order of execution
+        self._gates: dict[int, list[tuple[tuple[object, ...], int]]] = {}  # likewise: facts and slots
         self._slopes: list[weakref.ref[_Slopes]] = []
         self._log = TableLog(
             ("layer", "call", "level", "direction", "state", "t"), ("norm", "grad_norm", "log10_grad_norm")
+        )
+        self._gate_log = TableLog(
+            ("layer", "call", "level", "direction", "gate", "t"), ("mean", "closed_fraction", "open_fraction")
         )
 
     def _miss(self, layer: str, reason: str) -> None:
@@ -141,14 +149,11 @@ class RecurrentProbe:
                 result = original(*args, **named)  # raises where torch refuses the input
                 self._miss(layer, reason)
                 return result
-            entries: list[_Entry] = []
-            if place is not None:
-                self._entries[place] = (layer, entries)
-            return self._run(layer, module, given["input"], given.get("hx"), None if place is None else entries)
+            return self._run(module, given["input"], given.get("hx"), None if place is None else (layer, place))
 
         return forward
 
-    def _run(self, layer: str, module: nn.RNNBase, given: Any, hx: Any, entries: list[_Entry] | None) -> Any:
+    def _run(self, module: nn.RNNBase, given: Any, hx: Any, call: tuple[str, int] | None) -> Any:
         """Do what the module's forward does, in chunks."""
         batch_sizes = order = back = None
         lone = False
@@ -164,9 +169,12 @@ class RecurrentProbe:
         if order is not None:
             states = tuple(state.index_select(1, order) for state in states)
         times = sorted({*range(0, length, self._every), length - 1})
-        observe = _unseen if entries is None else self._observer(layer, module, entries)
+        observe, gates = (_unseen, None) if call is None else self._observer(module, *call)
         output: Any
         output, states = run_in_chunks(module, x, states, batch_sizes, times, observe)
+        if call is not None and gates is not None:
+            gates.flush()
+            self._gates[call[1]] = gates.entries
         if back is not None:
             states = tuple(state.index_select(1, back) for state in states)
         if batch_sizes is not None:
@@ -177,21 +185,28 @@ class RecurrentProbe:
             output = output.transpose(0, 1)
         return output, states if isinstance(module, nn.LSTM) else states[0]
 
-    def _observer(self, layer: str, module: nn.RNNBase, entries: list[_Entry]) -> Callable[[Cut, States], States]:
+    def _observer(
+        self, module: nn.RNNBase, layer: str, number: int
+    ) -> tuple[Callable[[Cut, States], States], GateReader | None]:
+        """Return what sees the states of one call, of the given number in the step's order, and what reads gates."""
         generation, projected = self._generation, bool(module.proj_size)
+        entries: list[_Entry] = []
+        self._entries[number] = (layer, entries)
         slopes = _Slopes()
         self._slopes.append(weakref.ref(slopes))
+        gates = GateReader(module, self._buffer, slopes.keep) if has_gates(module) else None
 
         def observe(cut: Cut, states: States) -> States:
             place = len(entries)
             for name, state in zip("hc", states, strict=False):
                 slot = self._buffer.reduce(state.detach(), norm_only=True)
                 entries.append(_Entry((cut.level, cut.direction, name, cut.t), slot))
-            if not (torch.is_grad_enabled() and any(state.requires_grad for state in states)):
+            follows = torch.is_grad_enabled() and any(state.requires_grad for state in states)
+            if gates is not None:
+                gates.add(place, cut, states[1] if follows and len(states) == 2 else None)
+            if not follows:
                 return states
             found = entries[place:]
-            if len(states) == 2:
-                slopes[place] = _slope_of_h(module, cut, states[1])
             projection = cut.weights[-1].detach() if projected else None
 
             def read(of_h: torch.Tensor | None, of_c: torch.Tensor | None = None) -> None:
@@ -211,7 +226,7 @@ class RecurrentProbe:
 
             return _Boundary.apply(read, *states)  # type: ignore[no-any-return, no-untyped-call]
 
-        return observe
+        return observe, gates
 
     @property
     def has_gradients(self) -> bool:
@@ -220,7 +235,7 @@ class RecurrentProbe:
 
     def discard(self) -> None:
         """Forget the open step."""
-        self._entries = {}
+        self._entries, self._gates = {}, {}
         for held in self._slopes:
             slopes = held()
             if slopes is not None:
@@ -231,14 +246,18 @@ class RecurrentProbe:
 
     def close_step(self, step: int) -> Callable[[Rows, float], None]:
         """End the step; the function returned takes its rows, and the loss scale, once they are on the host."""
-        placed = [call for _, call in sorted(self._entries.items())]
+        placed, gates = sorted(self._entries.items()), self._gates
         self.discard()
         calls: Counter[str] = Counter()
         keys: list[tuple[object, ...]] = []
         slots: list[tuple[int, int]] = []
-        for layer, entries in placed:
+        gate_keys: list[tuple[object, ...]] = []
+        gate_slots: list[int] = []
+        for number, (layer, entries) in placed:
             keys += [(layer, calls[layer], *entry.facts) for entry in entries]
             slots += [(entry.slot, entry.grad_slot) for entry in entries]
+            gate_keys += [(layer, calls[layer], *facts) for facts, _ in gates.get(number, [])]
+            gate_slots += [slot for _, slot in gates.get(number, [])]
             calls[layer] += 1
 
         def deliver(rows: Rows, loss_scale: float) -> None:
@@ -255,6 +274,9 @@ class RecurrentProbe:
                     "log10_grad_norm": np.log10(grad[:, 0]) + np.log10(grad[:, 2]) / 2 - np.log10(loss_scale),
                 }
             self._log.append(step, keys, values)
+            mean, closed, opened = rows[gate_slots, :3].T
+            of_gates = {"mean": mean, "closed_fraction": closed, "open_fraction": opened}
+            self._gate_log.append(step, gate_keys, of_gates)
 
         return deliver
 
@@ -262,20 +284,13 @@ class RecurrentProbe:
         """Return `trace.timesteps` so far."""
         return self._log.frame()
 
+    def gates_frame(self) -> Any:
+        """Return `trace.gates` so far."""
+        return self._gate_log.frame()
+
 
 def _unseen(_: Cut, states: States) -> States:
     return states
-
-
-def _slope_of_h(module: nn.RNNBase, cut: Cut, c: torch.Tensor) -> torch.Tensor:
-    """Return o_t * (1 - tanh(c_t)^2): dh_t/dc_t at constant gates, before the projection."""
-    with torch.no_grad():
-        size = module.hidden_size  # torch's order of the gates: i, f, g, o
-        last = [weight[3 * size :] for weight in cut.weights[:4]]
-        biases = last[2:] if module.bias else [None, None]
-        linear = nn.functional.linear
-        gate = linear(cut.inputs, last[0], biases[0]) + linear(cut.before, last[1], biases[1])
-        return (gate.sigmoid() * (1 - c.tanh().square())).detach()
 
 
 def _initial(module: nn.RNNBase, x: torch.Tensor, hx: Any, batch: int, *, lone: bool) -> States:

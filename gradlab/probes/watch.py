@@ -259,7 +259,7 @@ class Probe:
             probes: tuple[Any, ...] = (self._layers, self._units, self._params, self._batchnorm, self._recurrent)
             names = ("layers", "units", "params", "batchnorm", "timesteps")
             tables = {name: probe.frame() for name, probe in zip(names, probes, strict=True)}
-            tables["steps"] = self._steps_frame()
+            tables |= {"gates": self._recurrent.gates_frame(), "steps": self._steps_frame()}
             info = self._info | {
                 "never_ran": [name for name in self._layer_names if name not in ran] if self._step else [],
                 "not_seen": self._layers.not_seen | self._batchnorm.not_seen | self._recurrent.not_seen,

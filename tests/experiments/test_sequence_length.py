@@ -53,6 +53,12 @@ def test_claims_and_figures_come_out_of_any_grid(words):
             for line in theory:
                 x, y = line.get_data()
                 assert y[-1] / x[-1] == pytest.approx(slopes[line.get_gid().removeprefix("theory ")])
+            attention = tables.table("attention", "attention")
+            wide = attention.pivot_table(index="lag", columns="seed", values="log_norm")
+            drawn = drawing.data[drawing.data["net"] == "attention"].set_index("lag")["mean"]
+            expected = ((wide - wide.loc[1]) / np.log(10)).mean(axis=1).drop(0)
+            pd.testing.assert_series_equal(drawn, expected, check_names=False)
+            assert "attention layer (relative to lag 1)" in drawing.caption
         plt.close(drawing.figure)
 
 
