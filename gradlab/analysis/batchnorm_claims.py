@@ -107,14 +107,15 @@ def scale_claims(ends: pd.DataFrame, *, lr: float, batch_size: int) -> list[Clai
             detail=f"Scales {', '.join(f'{scale:g}' for scale in small)}." if small else _ABSENT,
         )
     )
-    pair = [_by_seed(kept, "loss", norm=norm, scale=small[-1]) if small else [] for norm in ("none", "batch")]
-    least = f"{small[-1]:g}" if small else "the smallest scale"
+    ends_at = _where(kept, scale=small[-1]) if small else kept.head(0)
+    pair = [_by_seed(ends_at, "loss", norm=norm) for norm in ("none", "batch")]
+    least = f"{small[-1]:g}" if small else "few"
     claims.append(
         decide_greater(
             *_same_length(*pair),
             paired=True,
             id="C3.1 lower",
-            statement=f"At scale {least} the final loss with BatchNorm is the lower one.",
+            statement=f"From weights {least} times He's the final loss with BatchNorm is the lower one.",
             source=_NOTE,
             unit="nats",
         )
@@ -145,7 +146,7 @@ def rate_claims(ends: pd.DataFrame, *, batch_size: int) -> list[Claim]:
         if all(map(len, pairs[rate])) and pairs[rate][0].mean() > pairs[rate][1].mean()
     ]
     smallest = rates[0] if rates else math.nan
-    slow = _same_length(*pairs[smallest]) if rates else ([], [])
+    slow = _same_length(*pairs[smallest]) if rates else (np.empty(0), np.empty(0))
     return [
         decide_threshold(
             batch / none,
@@ -278,7 +279,7 @@ def decide_separated(large: ArrayLike, small: ArrayLike, *, alpha: float = 0.05,
     detail = text.pop("detail", "")
     if n == 0 or np.isnan(a).any() or np.isnan(b).any():
         reason = detail or _ABSENT
-        return not_decided(reason, rule=rule, expected="> 0", n=n, **text)  # type: ignore[arg-type]
+        return not_decided(reason, rule=rule, expected="> 0", n=n, **text)
     both = np.concatenate([a, b])
     ranks = np.array([np.sum(both < value) + (np.sum(both == value) + 1) / 2 for value in both])
     seen = ranks[: a.size].sum()
@@ -290,7 +291,7 @@ def decide_separated(large: ArrayLike, small: ArrayLike, *, alpha: float = 0.05,
     elif p_less <= alpha:
         verdict = Verdict.NOT_REPRODUCED
         detail += f" The effect is in the other direction (p = {p_less:.2g})."
-    claim = not_decided(detail, rule=rule, expected="> 0", n=n, **text)  # type: ignore[arg-type]
+    claim = not_decided(detail, rule=rule, expected="> 0", n=n, **text)
     effect = float(a.mean() - b.mean()) if np.isfinite(both).all() else math.inf
     return replace(claim, measured=effect, p_value=p_greater, verdict=verdict)
 
@@ -309,7 +310,7 @@ def running_claims(modes: pd.DataFrame) -> list[Claim]:
     }
     momenta = sorted(modes["momentum"].unique(), reverse=True) if len(modes) else []
     if len(momenta) < 2:
-        return [not_decided(_ABSENT, **about), not_decided("Needs two momenta at least.", **slower)]  # type: ignore[misc]
+        return [not_decided(_ABSENT, **about), not_decided("Needs two momenta at least.", **slower)]
     early = modes[modes["step"] <= modes["step"].max() / 3]
     means = early.groupby(["momentum", "seed"])[["in_training", "in_evaluation"]].mean().reset_index()
     means["gap"] = means["in_evaluation"] - means["in_training"]
@@ -325,7 +326,7 @@ def running_claims(modes: pd.DataFrame) -> list[Claim]:
     )
     return [
         decide_greater(usual, np.zeros(len(usual)), paired=True, **about),
-        decide_greater(*_same_length(slow, usual), paired=True, **slower),  # type: ignore[misc]
+        decide_greater(*_same_length(slow, usual), paired=True, **slower),
     ]
 
 

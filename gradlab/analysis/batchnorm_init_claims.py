@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gradlab.analysis.claims import About, Claim, decide_greater, decide_theory, decide_threshold, not_decided
+from gradlab.analysis.claims import About, Claim, decide_greater, decide_theory, not_decided
 from gradlab.analysis.decay import fit_decay
 from gradlab.analysis.normalization_theory import batchnorm_gradient_gain, residual_variance_growth
 
@@ -157,19 +157,7 @@ def growth_claims(growth: pd.DataFrame) -> list[Claim]:
             id="C3.4 alpha",
             unit="mean square over the input's",
             source=_DE_SMITH,
-            statement=f"alpha = 1/sqrt(L) on the branches, without BatchNorm, ends at (1 + 1/L)^L = {theory:.3f}.",
-            detail="" if len(scaled) else _ABSENT,
-        )
-    )
-    claims.append(
-        decide_threshold(
-            scaled,
-            threshold=math.e,
-            direction="<",
-            id="C3.4 bounded",
-            unit="mean square over the input's",
-            source=_DE_SMITH,
-            statement="So it stays below e, whatever the depth.",
+            statement=f"alpha = 1/sqrt(L) on the branches, no BatchNorm, ends at (1 + 1/L)^L = {theory:.3f} (< e).",
             detail="" if len(scaled) else _ABSENT,
         )
     )

@@ -106,4 +106,4 @@ def _sphere_nodes(n: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     later = k[1:]
     squares[1:] = later * (later + 2 * rise - 1) / (4 * (later + rise) * (later + rise - 1))
     nodes, vectors = eigh_tridiagonal(np.zeros(_NODES), np.sqrt(squares))
-    return nodes, vectors[0] ** 2
+    return np.asarray(nodes, dtype=np.float64), np.asarray(vectors[0], dtype=np.float64) ** 2

@@ -96,4 +96,5 @@ def along_gradient(
 
 
 def _norm(tensors: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([t.norm() for t in tensors]).norm()
+    total: torch.Tensor = torch.stack([t.norm() for t in tensors]).norm()
+    return total

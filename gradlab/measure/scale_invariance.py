@@ -110,7 +110,7 @@ def net_scale_response(model: MLP, x: torch.Tensor, labels: torch.Tensor, *, sca
     return _compare(plain[0], changed[0], plain[1], changed[1], scale)
 
 
-def hidden_weights(model: MLP) -> list[nn.Parameter]:
+def hidden_weights(model: MLP) -> list[torch.Tensor]:
     """Return the weight matrices of an MLP's hidden layers, the head's left out."""
     return [module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "head"]
 
