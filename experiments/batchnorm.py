@@ -39,7 +39,8 @@ class Settings:
     momentum: tuple[float, ...] = setting((0.1, 0.01), "weights of the newest batch in the running statistics")
     eps: tuple[float, ...] = setting((0.0, 1e-5, 1e-3), "eps of BatchNorm in the identity", least=0)
     identity_scale: tuple[float, ...] = setting(
-        (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 1.0, 10.0, 100.0), "factors on the weights in the identity"
+        (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3, 1.0, 10.0),
+        "factors on the weights in the identity",
     )
     seeds: int = setting(3, "seeds of the trained nets, from 0", least=1)
     landscape_lr: float = setting(0.1, "learning rate where the loss landscape is measured")
@@ -89,10 +90,10 @@ PRESETS = {
     ),
     "default": Preset(summary="Digits, 10 layers of 100 units, 300 steps, 3 to 5 seeds; under 2 minutes on 2 cores."),
     "paper": Preset(
-        summary="Width 512, 1,000 steps, 10 seeds, explosion at width 4,096; for a GPU. Unverified.",
+        summary="Width 512, 1,000 steps, 10 seeds, explosion at width 2,048; for a GPU. Unverified.",
         settings={
             "width": 512, "steps": 1000, "window": 100, "seeds": 10, "landscape_seeds": 10, "landscape_points": 50,
-            "record": 40, "rate_width": 4096, "rate_depth": 100, "residual_width": 2048, "init_seeds": 10,
+            "record": 40, "rate_width": 2048, "rate_depth": 60, "residual_width": 1024, "init_seeds": 10,
         },
     ),
 }  # fmt: skip
@@ -200,7 +201,7 @@ def _landscape(own: dict[str, Any], context: CellContext) -> CellResult:
     model, how = build(own)
     task, steps = load_digits(), how.steps
     order = batch_schedule(len(task.train_labels), how.batch_size, steps + 1, how.seed)
-    places = set(np.linspace(1, steps, own["points"]).round().astype(int).tolist())
+    places = set(np.linspace(0, steps, own["points"]).round().astype(int).tolist())
     on_device = task.to(context.device)
     rows: list[dict[str, float]] = []
 

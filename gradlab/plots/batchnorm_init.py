@@ -31,6 +31,7 @@ _MARKS: dict[str, dict[str, Any]] = {
     "linear": {"color": "#CC79A7", "marker": "D"},
     "relu, no norm": {"color": "#D55E00", "marker": "s"},
 }
+_TITLES = {"relu": "ReLU", "tanh": "tanh", "linear": "linear", "relu, no norm": "ReLU, no normalization"}
 _KINDS: dict[str, dict[str, Any]] = {
     "no norm": {"color": "#D55E00", "linestyle": (0, (4, 1.2))},
     "BatchNorm": {"color": "#0072B2", "linestyle": "-"},
@@ -88,11 +89,11 @@ def explosion(data: pd.DataFrame) -> Figure:
     sizes = sorted(layers.loc[layers["net"] == "relu", "batch_size"].unique())
     shades = {size: ("#9ecae1", "#4292c6", "#08306b")[k * 2 // max(len(sizes) - 1, 1)] for k, size in enumerate(sizes)}
     handles = []
-    for net, of_net in layers.groupby("net", sort=False):
-        for size, line in of_net.groupby("batch_size"):
-            colour = shades[size] if net == "relu" else _MARKS[str(net)]["color"]
+    for net, mark in _MARKS.items():
+        for size, line in layers[layers["net"] == net].groupby("batch_size"):
+            colour = shades[size] if net == "relu" else mark["color"]
             draw_band(left, line, "place", color=colour)
-            handles.append(Line2D([], [], color=colour, label=f"{net}, batch {size}"))
+            handles.append(Line2D([], [], color=colour, label=f"{_TITLES[net]}, batch {size}"))
     depth = layers["place"].max()
     place = np.arange(layers["place"].min(), depth + 1)
     left.plot(place, batchnorm_gradient_gain() ** (depth - place), gid="theory", zorder=5, **THEORY)
@@ -114,7 +115,7 @@ def explosion(data: pd.DataFrame) -> Figure:
         if len(own):
             right.errorbar(
                 own["batch_size"], own["mean"], yerr=[own["mean"] - own["low"], own["high"] - own["mean"]],
-                linestyle="none", markersize=4, elinewidth=1.0, label=net, zorder=4, **style,
+                linestyle="none", markersize=4, elinewidth=1.0, label=_TITLES[net], zorder=4, **style,
             )  # fmt: skip
     log_axis(right, grid, which="x", decades=1.0)
     right.set_xticks(sorted(gains["batch_size"].unique()), [str(v) for v in sorted(gains["batch_size"].unique())])
@@ -185,6 +186,10 @@ def residual_growth(data: pd.DataFrame) -> Figure:
     for theory in how.values():
         predicted = [residual_variance_growth(block, **theory) for block in range(blocks + 1)]
         axes[0].plot(range(blocks + 1), predicted, gid="theory", zorder=5, **THEORY)
+    # Without normalization the gradient grows backward by what the signal grows by forward.
+    for kind in ("no norm", "no norm, scaled"):
+        back = [residual_variance_growth(blocks - block, **how[kind]) for block in range(blocks + 1)]
+        axes[1].plot(range(blocks + 1), back, gid="theory", zorder=5, **THEORY)
     handles = [Line2D([], [], label=_NAMES[kind], **style) for kind, style in _KINDS.items()]
     handles.append(Line2D([], [], label="theory", **THEORY))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
@@ -197,6 +202,6 @@ def residual_growth_caption(data: pd.DataFrame) -> str:
     return (
         f"Pre-activation residual nets of {blocks} blocks at initialization: without normalization the mean square of "
         "signal and gradient doubles with every block, with BatchNorm on the branch the signal grows by 1 a block, and "
-        "with the branch scaled by 1/sqrt(L) it stays below e. Dotted: 2^l, 1 + l and (1 + 1/L)^l. "
-        + interval_note(data, log=True)
+        "with the branch scaled by 1/sqrt(L) it stays near e. Dotted: 2^l, 1 + l and (1 + 1/L)^l; for gradients the "
+        "same backward where there is no normalization. " + interval_note(data, log=True)
     )

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from gradlab.errors import DataError
-from gradlab.plots.intervals import FEWEST_FOR_STUDENT, interval_note, need, seed_intervals
+from gradlab.plots.intervals import interval_note, need, seed_intervals
 from gradlab.plots.panels import draw_band, log_axis
 from gradlab.plots.style import DOUBLE, THEORY
 
@@ -39,6 +39,7 @@ NORMS: dict[str, dict[str, Any]] = {
 }
 _EPSILONS = ("#000000", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _GUESS = math.log(10)
+_LEAST_RATIO = 1e-4  # below it a net's gradient is gone, and the lines of one layer would be squeezed
 _DIVERGED: dict[str, Any] = {"marker": "X", "markersize": 5, "markeredgecolor": "black", "markeredgewidth": 0.5}
 
 
@@ -113,13 +114,13 @@ def scale_invariance(data: pd.DataFrame) -> Figure:
         if eps > 0:
             left.plot(grid, grid / np.sqrt(grid**2 + eps), zorder=5, gid="theory", **THEORY)
     log_axis(left, gradient["scale"], which="x")
-    log_axis(left, [*gradient["mean"], *gradient["low"], *gradient["high"], 1.5])
+    log_axis(left, [_LEAST_RATIO, 1.5])
     left.set_xlabel("factor $a$ on the weights")
     left.set_ylabel("$a\\,\\|\\partial L/\\partial(aW)\\|\\,/\\,\\|\\partial L/\\partial W\\|$")
     left.set_title("the identity and its limit")
     handles = [Line2D([], [], color=colour, label=f"eps = {eps:g}") for eps, colour in colours.items()]
     handles += [
-        Line2D([], [], color="0.3", label="10-layer net".replace("10-layer", "whole")),
+        Line2D([], [], color="0.3", label="whole net"),
         Line2D([], [], color="0.3", linestyle=(0, (3, 1.2)), label="one layer"),
         Line2D([], [], label="$a/\\sqrt{a^2+\\mathrm{eps}}$", **THEORY),
     ]
@@ -132,7 +133,7 @@ def scale_invariance(data: pd.DataFrame) -> Figure:
     right.set_xlabel("scale of the hidden weights at the start (1 is He's)")
     right.set_ylabel("final training loss (nats)")
     right.set_title("training from tiny weights")
-    right.legend(handles=_norm_handles(), loc="center right")
+    right.legend(handles=_norm_handles(), loc="lower left")
     return figure
 
 
@@ -141,9 +142,9 @@ def scale_invariance_caption(data: pd.DataFrame) -> str:
     return (
         "Left: gradient with respect to weights scaled by a, times a, over that at a = 1 and eps = 0 (float64, at "
         "initialization): 1 is exact invariance, and eps ends it for small weights; solid for a whole net with all "
-        "hidden weights scaled, dashed for one layer of unit variance, dotted its theory. Right: mean training loss "
-        "over the last steps from hidden weights scaled at the start; the grey line is the loss of guessing. "
-        + interval_note(data, log=True)
+        "hidden weights scaled, dashed for one layer of unit variance, dotted its theory; ratios below 1e-4 lie "
+        "outside. Right: mean training loss over the last steps from hidden weights scaled at the start; the grey line "
+        "is the loss of guessing. " + interval_note(data, log=True)
     )
 
 
@@ -196,10 +197,15 @@ def learning_rate_range(data: pd.DataFrame) -> Figure:
         ax.axhline(_GUESS, color="0.45", linewidth=0.6, zorder=1)
         for norm, style in NORMS.items():
             line = own[own["norm"] == norm]
+            # A little apart, so that bars do not hide each other.
+            line = line.assign(place=line["place"] * (1.02 if norm == "none" else 1 / 1.02))
             _points(ax, line, "place", **style)
             _diverged(ax, line, "place", style["color"], top)
         log_axis(ax, own["place"], which="x", decades=1.0)
         ax.set_xlabel(label)
+        if view == "batch_size":
+            sizes = sorted(own["place"].unique())
+            ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
     log_axis(axes[0], [*data["mean"], *data["low"], *data["high"], _GUESS, top])
     axes[0].set_ylabel("final training loss (nats)")
     handles = _norm_handles(diverged=bool((data["lost"] > 0).any()))
@@ -219,7 +225,7 @@ def learning_rate_range_caption(data: pd.DataFrame) -> str:
     text = (
         "Mean training loss over the last steps against learning rate (left) and against batch size at equal numbers "
         "of steps (right), with and without BatchNorm; the grey line is the loss of guessing, a cross at the top marks "
-        "runs that diverged. "
+        "runs that diverged, with their share where some did not. "
     )
     if worse:
         text += f"BatchNorm has the higher mean at {' and at '.join(worse)}. "
@@ -284,8 +290,9 @@ def loss_landscape(data: pd.DataFrame) -> Figure:
 def loss_landscape_caption(data: pd.DataFrame) -> str:
     """Return what the figure shows, in words."""
     return (
-        "How far the loss ranges (left) and the gradient changes (middle; right: relative to its own norm) along the "
-        "gradient of a batch, from half a step to four steps of the learning rate, during training. "
+        "How far the loss ranges (left) and the gradient changes (middle; right: relative to its own norm; g at "
+        "the net, g' along the step) along the gradient of a batch, from half a step to four steps of the learning "
+        "rate, during training. "
         + interval_note(data, log=True)
         + (" Crosses at the foot: a seed whose value is zero or not finite." if (data["lost"] > 0).any() else "")
     )
@@ -338,23 +345,24 @@ def running_statistics(data: pd.DataFrame) -> Figure:
     colours = {momentum: ("#0072B2", "#E69F00", "#009E73", "#CC79A7")[k % 4] for k, momentum in enumerate(momenta)}
     labels = {
         "loss": "loss on the training set (nats)",
-        "mean_gap": "gap of the mean (standard deviations)",
+        "mean_gap": "gap of the mean (std)",
         "var_gap": "gap of ln variance",
     }
     data = data.assign(step=data["step"] + 1)
     for ax, (view, label) in zip(axes, labels.items(), strict=True):
         own = data[data["view"] == view]
         for (momentum, mode), line in own.groupby(["momentum", "mode"], sort=False):
-            dashed = (0, (3, 1.2)) if mode == _GAPS["in_training"] else "-"
-            draw_band(ax, line, "step", color=colours[momentum], linestyle=dashed)
+            if mode != _GAPS["in_training"]:
+                draw_band(ax, line, "step", color=colours[momentum])
+            elif momentum == momenta[0]:  # training does not read the running statistics: all momenta share this line
+                draw_band(ax, line, "step", color="0.3", linestyle=(0, (3, 1.2)))
         log_axis(ax, own["step"], which="x", decades=1.0)
         log_axis(ax, own[["mean", "low", "high"]].to_numpy().ravel(), decades=1.0)
         ax.set_xlabel("updates")
         ax.set_ylabel(label)
     handles = [Line2D([], [], color=colour, label=f"momentum {momentum:g}") for momentum, colour in colours.items()]
     handles += [
-        Line2D([], [], color="0.3", label=_GAPS["in_evaluation"]),
-        Line2D([], [], color="0.3", linestyle=(0, (3, 1.2)), label=_GAPS["in_training"]),
+        Line2D([], [], color="0.3", linestyle=(0, (3, 1.2)), label="training mode, any momentum"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
@@ -363,10 +371,9 @@ def running_statistics(data: pd.DataFrame) -> Figure:
 def running_statistics_caption(data: pd.DataFrame) -> str:
     """Return what the figure shows, in words."""
     momenta = ", ".join(f"{value:g}" for value in sorted(data["momentum"].unique(), reverse=True))
-    few = int(data["n"].max()) < FEWEST_FOR_STUDENT
     return (
         f"Left: loss on the training set with the same weights, in evaluation mode (running statistics, solid) and in "
-        f"training mode (each batch's own, dashed), for momentum {momenta}. Middle and right: how far the running mean "
-        "and variance stood from the batch's when it came (root mean square over channels, mean over layers), from the "
-        "probe's table trace.batchnorm. " + interval_note(data, log=True) + ("" if not few else " Few seeds.")
+        f"training mode (each batch's own, dashed, one for all), for momentum {momenta}. Middle and right: how far "
+        "the running mean and variance stood from the batch's when it came (root mean square over channels, mean over "
+        "layers), from the probe's table trace.batchnorm. " + interval_note(data, log=True)
     )
