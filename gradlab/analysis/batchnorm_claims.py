@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -94,7 +94,8 @@ def scale_claims(ends: pd.DataFrame, *, lr: float, batch_size: int) -> list[Clai
                 detail=f"Mean {_mean(losses)}; without BatchNorm {_mean(bare)}; lr {lr:g}, eps 1e-5.",
             )
         )
-    bare = _fold(kept, "none", small, np.min)
+    untrained = kept[(kept["norm"] == "none") & (kept["scale"] < 1)] if small else kept.head(0)
+    bare = untrained.groupby("seed")["loss"].min().to_numpy() if len(untrained) else np.empty(0)
     claims.append(
         decide_threshold(
             bare,
@@ -108,11 +109,11 @@ def scale_claims(ends: pd.DataFrame, *, lr: float, batch_size: int) -> list[Clai
         )
     )
     ends_at = _where(kept, scale=small[-1]) if small else kept.head(0)
-    pair = [_by_seed(ends_at, "loss", norm=norm) for norm in ("none", "batch")]
+    pair = _pairs(ends_at, "loss", "norm", "none", "batch")
     least = f"{small[-1]:g}" if small else "few"
     claims.append(
         decide_greater(
-            *_same_length(*pair),
+            *pair,
             paired=True,
             id="C3.1 lower",
             statement=f"From weights {least} times He's the final loss with BatchNorm is the lower one.",
@@ -136,17 +137,17 @@ def workable(ends: pd.DataFrame, *, batch_size: int) -> pd.DataFrame:
 def rate_claims(ends: pd.DataFrame, *, batch_size: int) -> list[Claim]:
     """Decide the range of learning rates, and print the rates at which BatchNorm is the worse choice."""
     largest = workable(ends, batch_size=batch_size)
-    batch, none = _same_length(*(_by_seed(largest, "largest", norm=norm) for norm in ("batch", "none")))
+    batch, none = _pairs(largest, "largest", "norm", "batch", "none")
     kept = _where(ends, scale=1.0, batch_size=batch_size)
     rates = sorted(kept["lr"].unique()) if len(kept) else []
-    pairs = {rate: [_by_seed(kept, "loss", norm=norm, lr=rate) for norm in ("batch", "none")] for rate in rates}
+    pairs = {rate: _pairs(_where(kept, lr=rate), "loss", "norm", "batch", "none") for rate in rates}
     worse = [
         f"{rate:g} ({_mean(pairs[rate][0])} against {_mean(pairs[rate][1])})"
         for rate in rates
-        if all(map(len, pairs[rate])) and pairs[rate][0].mean() > pairs[rate][1].mean()
+        if len(pairs[rate][0]) and pairs[rate][0].mean() > pairs[rate][1].mean()
     ]
     smallest = rates[0] if rates else math.nan
-    slow = _same_length(*pairs[smallest]) if rates else (np.empty(0), np.empty(0))
+    slow = pairs[smallest] if rates else (np.empty(0), np.empty(0))
     return [
         decide_threshold(
             batch / none,
@@ -188,13 +189,14 @@ def batch_claims(ends: pd.DataFrame, *, lr: float, batch_size: int) -> list[Clai
         if size not in sizes or size == batch_size:
             claims.append(not_decided(_ABSENT, **about))
             continue
-        losses = [_by_seed(kept, "loss", norm=norm, batch_size=size) for norm in ("batch", "none")]
-        errors = [_by_seed(kept, "test_error", norm=norm, batch_size=size) for norm in ("batch", "none")]
+        losses, errors = (
+            _pairs(_where(kept, batch_size=size), value, "norm", "batch", "none") for value in ("loss", "test_error")
+        )
         about["detail"] = (
             f"With {_mean(losses[0])}, without {_mean(losses[1])}; test error {_mean(errors[0])} % against "
             f"{_mean(errors[1])} %; lr {lr:g} and as many steps as with {batch_size}."
         )
-        claims.append(decide_greater(*_same_length(*losses), paired=True, **about))
+        claims.append(decide_greater(*losses, paired=True, **about))
     return claims
 
 
@@ -314,9 +316,9 @@ def running_claims(modes: pd.DataFrame) -> list[Claim]:
     early = modes[modes["step"] <= modes["step"].max() / 3]
     means = early.groupby(["momentum", "seed"])[["in_training", "in_evaluation"]].mean().reset_index()
     means["gap"] = means["in_evaluation"] - means["in_training"]
-    usual, slow = (_by_seed(means, "gap", momentum=momentum) for momentum in (momenta[0], momenta[-1]))
+    usual, slow = _pairs(means, "gap", "momentum", momenta[0], momenta[-1])
     ends = modes[modes["step"] == modes["step"].max()].assign(gap=lambda f: f["in_evaluation"] - f["in_training"])
-    last = [_by_seed(ends, "gap", momentum=momentum) for momentum in (momenta[0], momenta[-1])]
+    last = _pairs(ends, "gap", "momentum", momenta[0], momenta[-1])
     about["detail"] = (
         f"Recorded steps up to {early['step'].max()}, momentum {momenta[0]:g}; gap at the last step {_mean(last[0])}."
     )
@@ -326,7 +328,7 @@ def running_claims(modes: pd.DataFrame) -> list[Claim]:
     )
     return [
         decide_greater(usual, np.zeros(len(usual)), paired=True, **about),
-        decide_greater(*_same_length(slow, usual), paired=True, **slower),
+        decide_greater(slow, usual, paired=True, **slower),
     ]
 
 
@@ -346,21 +348,16 @@ def _by_seed(frame: pd.DataFrame, value: str, **where: object) -> NDArray[np.flo
     return out
 
 
-def _fold(
-    frame: pd.DataFrame, norm: Literal["batch", "none"], scales: list[float], fold: np.ufunc | object
-) -> NDArray[np.float64]:
-    """Return one number a seed: its losses at all scales folded by min or max."""
-    columns = [_by_seed(frame, "loss", norm=norm, scale=scale) for scale in scales]
-    if not columns or len({len(column) for column in columns}) > 1:
-        return np.empty(0)
-    return np.asarray(fold(np.array(columns), axis=0), dtype=np.float64)  # type: ignore[operator]
-
-
-def _same_length(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return both groups cut to the seeds that both have; missing cells are the last ones."""
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    n = min(first.size, second.size)
-    return first[:n], second[:n]
+def _pairs(
+    frame: pd.DataFrame, value: str, by: str, first: object, second: object
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a column of the rows where `by` is first, and where it is second, of the seeds that have both."""
+    if frame.empty:
+        return np.empty(0), np.empty(0)
+    columns = [frame[frame[by] == wanted].set_index("seed")[value].astype(float) for wanted in (first, second)]
+    seeds = sorted(set(columns[0].index) & set(columns[1].index))
+    a, b = (column.loc[seeds].to_numpy(dtype=np.float64) for column in columns)
+    return a, b
 
 
 def _mean(values: ArrayLike) -> str:

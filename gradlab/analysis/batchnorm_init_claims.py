@@ -76,8 +76,10 @@ def explosion_claims(explosion: pd.DataFrame) -> list[Claim]:
         statement="At initialization BatchNorm is the worse choice for a deep plain ReLU net: its gradient grows "
         "faster with depth than that of He's initialization without it.",
     )
-    pair = of("relu", "batch", middle), of("relu", "none", middle)
-    if len(pair[0]) == len(pair[1]) and len(pair[0]):
+    both = gains[(gains["activation"] == "relu") & (gains["batch_size"] == middle)]
+    table = both.pivot_table(index="seed", columns="norm", values="gain").reindex(columns=["batch", "none"]).dropna()
+    pair = table["batch"].to_numpy(), table["none"].to_numpy()
+    if len(table):
         depth = int(explosion["place"].max())
         about["detail"] = (
             f"With {pair[0].mean():.4f}, without {pair[1].mean():.4f}: over {depth} layers the norm grows by "

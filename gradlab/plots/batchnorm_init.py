@@ -123,7 +123,13 @@ def explosion(data: pd.DataFrame) -> Figure:
     right.set_ylabel("squared gain a layer")
     marks, names = right.get_legend_handles_labels()
     lines = [Line2D([], [], color="0.4", linewidth=0.8), Line2D([], [], **THEORY)]
-    right.legend([*marks, *lines], [*names, "theory, finite batch", "theory, infinite batch"], fontsize=6, loc="best")
+    right.legend(
+        [*marks, *lines],
+        [*names, "theory, finite batch", "theory, infinite batch"],
+        fontsize=6,
+        loc="center right",
+        bbox_to_anchor=(1.0, 0.6),
+    )
     return figure
 
 
@@ -202,6 +208,6 @@ def residual_growth_caption(data: pd.DataFrame) -> str:
     return (
         f"Pre-activation residual nets of {blocks} blocks at initialization: without normalization the mean square of "
         "signal and gradient doubles with every block, with BatchNorm on the branch the signal grows by 1 a block, and "
-        "with the branch scaled by 1/sqrt(L) it stays near e. Dotted: 2^l, 1 + l and (1 + 1/L)^l; for gradients the "
+        "with the branch scaled by 1/sqrt(L) it ends near e. Dotted: 2^l, 1 + l and (1 + 1/L)^l; for gradients the "
         "same backward where there is no normalization. " + interval_note(data, log=True)
     )

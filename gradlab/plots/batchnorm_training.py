@@ -360,7 +360,10 @@ def running_statistics(data: pd.DataFrame) -> Figure:
         log_axis(ax, own[["mean", "low", "high"]].to_numpy().ravel(), decades=1.0)
         ax.set_xlabel("updates")
         ax.set_ylabel(label)
-    handles = [Line2D([], [], color=colour, label=f"momentum {momentum:g}") for momentum, colour in colours.items()]
+    handles = [
+        Line2D([], [], color=colour, label=f"evaluation mode, momentum {momentum:g}")
+        for momentum, colour in colours.items()
+    ]
     handles += [
         Line2D([], [], color="0.3", linestyle=(0, (3, 1.2)), label="training mode, any momentum"),
     ]

@@ -58,6 +58,16 @@ def test_rates_are_decided_both_ways_and_the_worse_ones_printed():
     assert verdicts(other) == {"C3.2": "not reproduced", "C3.2 small": "not reproduced"}
 
 
+def test_pairs_are_of_one_seed_where_cells_are_missing():
+    table = ends(RATES, seeds=4)
+    table["loss"] *= 10.0 ** table["seed"]  # seeds differ by more than the norms do
+    short = table[~((table["norm"] == "none") & (table["seed"] == 0))]
+    claim = training.rate_claims(short[short["seed"] < 3], batch_size=BATCH)[1]
+    assert claim.n == 2
+    expected = np.mean([(0.4 - 0.08) * 10.0**seed * (1 + 0.01 * seed) for seed in (1, 2)])
+    assert claim.measured == pytest.approx(expected)
+
+
 def test_a_ratio_of_exactly_three_counts():
     table = ends({("batch", 0.3, 1.0, BATCH): 0.01, ("none", 0.3, 1.0, BATCH): 1.0} | {
         (norm, 0.1, 1.0, BATCH): 0.01 for norm in ("batch", "none")
