@@ -139,3 +139,55 @@ def test_shattering_repeats_by_seed():
     a, b, c = (shattering(depth=2, seed=seed, residual=True, width=8, points=16, lags=3) for seed in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     assert not np.allclose(a, c)
+
+
+# -- growth along residual blocks -------------------------------------------------------------------------------------
+
+
+def test_growth_equals_a_naive_net():
+    from gradlab.measure.batchnorm import residual_growth
+
+    width, batch, blocks, seed, alpha = 5, 7, 3, 4, 0.6
+    signal, gradient = residual_growth(
+        width=width, batch_size=batch, blocks=blocks, seed=seed, normalized=True, branch_scale=alpha
+    )
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    states = [draw(batch, width)]
+    matrices = [draw(width, width) * math.sqrt(2 / width) for _ in range(blocks)]
+    noise = draw(batch, width)
+
+    def step(h, matrix):
+        z = (h - h.mean(0)) / (h.var(0, correction=0) + 1e-5).sqrt()
+        return h + alpha * z.clamp(min=0) @ matrix
+
+    for matrix in matrices:
+        states.append(step(states[-1], matrix))
+    squares = [float((state**2).mean()) for state in states]
+    np.testing.assert_allclose(signal, np.array(squares) / squares[0], rtol=1e-10)
+    g, back = noise, [float((noise**2).mean())]
+    for matrix, h in zip(reversed(matrices), reversed(states[:-1]), strict=True):
+        g = torch.autograd.functional.vjp(lambda x, matrix=matrix: step(x, matrix), h, g)[1]
+        back.append(float((g**2).mean()))
+    np.testing.assert_allclose(gradient, np.array(back[::-1]) / back[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [({"normalized": False}, 2.0**20), ({"normalized": True}, 21.0), ({"normalized": False, "branch_scale": 0.0}, 1.0)],
+    ids=["none", "batchnorm", "skipinit"],
+)
+def test_growth_against_theory(how, expected):
+    from gradlab.measure.batchnorm import residual_growth
+
+    found = [residual_growth(width=256, batch_size=64, blocks=20, seed=seed, **how)[0][-1] for seed in range(3)]
+    assert np.exp(np.mean(np.log(found))) == pytest.approx(expected, rel=0.25)
+
+
+def test_without_normalization_he_keeps_the_gradient():
+    bare = batchnorm_explosion(width=256, batch_size=32, depth=30, seed=0, norm="none")
+    assert bare.shape == (30,)
+    assert squared_gain(bare, 3, 27) == pytest.approx(1.0, abs=0.05)
