@@ -48,7 +48,7 @@ class Settings:
     bias_var: float = setting(0.05, "sigma_b^2 of those nets", least=0)
     chaos_width: int = setting(600, "units a layer of those nets", least=2)
     chaos_depth: int = setting(60, "layers of those nets", least=10)
-    chaos_seeds: int = setting(5, "seeds of those nets", least=1)
+    chaos_seeds: int = setting(12, "seeds of those nets", least=1)
     law_size: tuple[str, ...] = setting(
         ("10x10", "20x20", "25x50", "50x20", "50x50"), "width x depth of the nets that show finite width"
     )

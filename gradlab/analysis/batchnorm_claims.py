@@ -356,8 +356,7 @@ def _pairs(
         return np.empty(0), np.empty(0)
     columns = [frame[frame[by] == wanted].set_index("seed")[value].astype(float) for wanted in (first, second)]
     seeds = sorted(set(columns[0].index) & set(columns[1].index))
-    a, b = (column.loc[seeds].to_numpy(dtype=np.float64) for column in columns)
-    return a, b
+    return np.array(columns[0].loc[seeds], dtype=np.float64), np.array(columns[1].loc[seeds], dtype=np.float64)
 
 
 def _mean(values: ArrayLike) -> str:

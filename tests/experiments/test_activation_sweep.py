@@ -55,7 +55,7 @@ def test_every_cell_is_its_own():
     cells = STUDY.plan(parse_settings(STUDY, "default"))
     assert len({cell.key for cell in cells}) == len(cells)
     assert sum(cell.part == "gain" for cell in cells) == 25 * 5
-    assert sum(cell.part == "chaos" for cell in cells) == 8 * 5
+    assert sum(cell.part == "chaos" for cell in cells) == 8 * 12
 
 
 def test_claims_come_out_of_the_smoke_preset(smoke):
