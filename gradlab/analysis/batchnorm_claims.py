@@ -19,6 +19,7 @@ from gradlab.analysis.claims import (
     decide_threshold,
     not_decided,
 )
+from gradlab.analysis.samples import as_samples
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -356,7 +357,7 @@ def _pairs(
         return np.empty(0), np.empty(0)
     columns = [frame[frame[by] == wanted].set_index("seed")[value].astype(float) for wanted in (first, second)]
     seeds = sorted(set(columns[0].index) & set(columns[1].index))
-    return np.array(columns[0].loc[seeds], dtype=np.float64), np.array(columns[1].loc[seeds], dtype=np.float64)
+    return as_samples(columns[0].loc[seeds]), as_samples(columns[1].loc[seeds])
 
 
 def _mean(values: ArrayLike) -> str:

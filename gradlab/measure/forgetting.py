@@ -86,7 +86,11 @@ def forgetting(
             return phi(h @ w.T + drive)
 
         found = jacobian_lag_norms(step, x, lags, state_size=hidden, seed=seed)
-        exponents = lyapunov_exponents(step, x, warmup=warmup, state_size=hidden, seed=seed)
+        if kind == "sigmoid":
+            exponents = lyapunov_exponents(step, x, warmup=warmup, state_size=hidden, seed=seed)
+        else:  # nn.RNN knows its own tangents, which is half the work of finding them by autograd
+            same = _fed_directly(w, "relu" if kind == "relu" else "tanh")
+            exponents = lyapunov_exponents(same, x, warmup=warmup, seed=seed)
         weight = w.numpy()
     return Forgetting(
         lags=found.lags,
@@ -95,6 +99,17 @@ def forgetting(
         exponent_error=float(exponents.standard_errors[0]),
         weight=weight,
     )
+
+
+def _fed_directly(w: torch.Tensor, nonlinearity: str) -> nn.RNN:
+    """Return h' = phi(W h + x) as nn.RNN."""
+    size = len(w)
+    module = nn.RNN(size, size, nonlinearity=nonlinearity, bias=False, dtype=w.dtype)
+    weights = dict(module.named_parameters())
+    with torch.no_grad():
+        weights["weight_ih_l0"].copy_(torch.eye(size))
+        weights["weight_hh_l0"].copy_(w)
+    return module
 
 
 def _torch_module(kind: str, scheme: str, hidden: int, seed: int) -> nn.RNNBase:

@@ -80,3 +80,15 @@ def test_lags_begin_at_0_end_at_the_last_and_are_few():
     assert lags[-1] == 10_000
     assert lags == sorted(set(lags))
     assert len(lags) <= 60
+
+
+@pytest.mark.parametrize("kind", ["tanh", "relu", "orthogonal"])
+def test_exponents_are_those_of_the_step_written_out(kind):
+    from gradlab.measure.lyapunov import lyapunov_exponents
+
+    found = forgetting(f"{kind} 1.1", hidden=24, steps=60, warmup=10, batch_size=3, seed=2)
+    w, phi = torch.tensor(found.weight), torch.relu if kind == "relu" else torch.tanh
+    x = torch.randn(70, 3, 24, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 0.5
+    want = lyapunov_exponents(lambda drive, h: phi(h @ w.T + drive), x, warmup=10, state_size=24, seed=2)
+    assert found.exponent == pytest.approx(float(want.exponents[0]), rel=1e-9)
+    assert found.exponent_error == pytest.approx(float(want.standard_errors[0]), rel=1e-9, nan_ok=True)
