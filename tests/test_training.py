@@ -386,5 +386,6 @@ def test_steps_end_where_asked_and_with_the_optimizers_own_rate():
         ):
             with torch.no_grad():
                 parameter -= 0.01 * gradient
+    # The update fuses product and sum, which the one by hand rounds apart.
     for a, b in zip(weights(net), weights(twin), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
