@@ -83,7 +83,7 @@ def cliff(data: pd.DataFrame) -> Figure:
 def _draw_paths(ax: Axes, paths: pd.DataFrame) -> None:
     for start, path in paths.groupby("start"):
         ordered = path.sort_values("update")
-        ax.plot(ordered["weight_at"], ordered["bias_at"], color=PALETTE["residual"], linewidth=0.8, gid=f"path {start}")
+        ax.plot(ordered["weight_at"], ordered["bias_at"], color=PALETTE["residual"], linewidth=0.5, gid=f"path {start}")
         ax.plot(*ordered[["weight_at", "bias_at"]].iloc[0], marker="o", markersize=2.5, color=PALETTE["residual"])
         solved = ordered["loss"].iloc[-1] < SOLVED
         colour = PALETTE["residual"] if solved else PALETTE["plain"]

@@ -195,6 +195,7 @@ def draw_figures(study: Study, run: Run, *, names: Sequence[str] = ()) -> tuple[
                     # No date in the file: redrawing the same tables gives the same bytes.
                     metadata = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
                     drawing.figure.savefig(buffer, format=suffix, metadata=metadata)
+                    drawing.figure.set_layout_engine("none")  # laid out once; a second time would take as long
                     replace_file(folder / f"{name}.{suffix}", buffer.getvalue())
         except StoreError:
             raise
