@@ -27,7 +27,7 @@ States = tuple[torch.Tensor, ...]  # (h,) or (h, c), each (1, rows, features)
 
 @final
 class Cut:
-    """A state that observers see: where it stands, and what its time step was computed from."""
+    """A state that observers see: where it stands, and, in gated nets, what its time step was computed from."""
 
     __slots__ = ("before", "direction", "inputs", "level", "t", "weights")
 
@@ -109,7 +109,7 @@ class _Sweep:
         self._level, self._direction, self._observe = level, direction, observe
         mode = module.mode.lower()  # "rnn_tanh", "rnn_relu", "lstm", "gru"
         self._operator: Callable[..., Any] = getattr(_VF, mode)
-        self._is_lstm = mode == "lstm"
+        self._is_lstm, self._is_gated = mode == "lstm", mode in ("lstm", "gru")
 
     def run(self, x: torch.Tensor, start: States, times: Sequence[int]) -> tuple[torch.Tensor, States]:
         sizes = [x.shape[1]] * x.shape[0] if self._batch_sizes is None else self._batch_sizes.tolist()
@@ -137,10 +137,12 @@ class _Sweep:
                 ended.append(tuple(s[:, running:] for s in new))
                 new = tuple(s[:, :running] for s in new)
             length = len(output) - running
-            with torch.no_grad():
-                before = output[length - sizes[b - 2] :][:running] if b - a > 1 else states[0][0, :running]
-                cut = Cut(self._level, self._direction, b - 1, chunk[length:], before, self._weights)
-            new = self._observe(cut, new)
+            inputs, before = chunk, states[0][0]
+            if self._is_gated:  # else nobody asks for them, and each slice costs a microsecond or more
+                with torch.no_grad():
+                    inputs = chunk[length:]
+                    before = output[length - sizes[b - 2] :][:running] if b - a > 1 else before[:running]
+            new = self._observe(Cut(self._level, self._direction, b - 1, inputs, before, self._weights), new)
             if length:
                 pieces.append(output[:length])
             pieces.append(new[0].squeeze(0))
@@ -182,6 +184,9 @@ class _Sweep:
         module, hx = self._module, states if self._is_lstm else states[0]
         options = (self._weights, module.bias, 1, 0.0, module.training, False)
         if self._batch_sizes is None:
+            if b - a == 1:
+                output, *new = self._operator(chunk.unsqueeze(0), hx, *options, False)
+                return output.squeeze(0), tuple(new)
             output, *new = self._operator(chunk.unflatten(0, (b - a, -1)), hx, *options, False)
             return output.flatten(0, 1), tuple(new)
         output, *new = self._operator(chunk, self._batch_sizes[a:b], hx, *options)
