@@ -86,7 +86,7 @@ def run(cell: Cell, context: CellContext) -> CellResult:
     got = cell_gradient(net, x, warmup=own["warmup"], seed=own["seed"])
     tables = {
         "gradients": pd.DataFrame({"lag": got.lag, "log_full": got.log_full, "log_path": got.log_path}),
-        "gates": pd.DataFrame({"unit": range(len(got.gate_by_unit)), "gate": got.gate_by_unit}),
+        "openness": pd.DataFrame({"unit": range(len(got.gate_by_unit)), "gate": got.gate_by_unit}),
         "means": pd.DataFrame({
             "path_error": [got.path_error], "gate_mean": [got.gate_mean], "gate_geometric": [got.gate_geometric],
         }),
@@ -105,7 +105,7 @@ def _figure(name: str) -> Callable[[Results], Drawing]:
     def draw(results: Results) -> Drawing:
         from gradlab.plots import cell_state
 
-        table = results.table("gates" if name == "gate-openness" else "gradients", "split")
+        table = results.table("openness" if name == "gate-openness" else "gradients", "split")
         data = getattr(cell_state, f"{name.replace('-', '_')}_data")(table)
         figure = getattr(cell_state, name.replace("-", "_"))(data)
         caption = getattr(cell_state, f"{name.replace('-', '_')}_caption")(data)

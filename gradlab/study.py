@@ -88,12 +88,23 @@ class CellResult:
         tables: Further tables by name; every row of a table belongs to this cell.
         status: "done", or "diverged", which is a result too.
         message: One sentence for people, if there is something to say.
+
+    Raises:
+        UsageError: A table has the name of one of the trace's.
     """
 
     trace: Trace | None = None
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     status: str = "done"
     message: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be told apart when it is read back."""
+        from gradlab.trace import SCHEMA  # here, for it loads pandas, and listing studies must stay instant
+
+        for name in self.tables:
+            if name in SCHEMA:
+                raise UsageError(f"A cell's table cannot be called '{name}': the trace has one of that name.")
 
 
 class Results(Protocol):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import pandas as pd
 
-from gradlab.errors import StoreError, UsageError, unknown
+from gradlab.errors import StoreError, unknown
 from gradlab.storage import atomic_folder, read_json, read_table, write_json, write_table
 from gradlab.trace import SCHEMA, Trace
 
@@ -229,8 +229,6 @@ def save_cell(run: Path, cell: Cell, result: CellResult, facts: Mapping[str, Any
             result.trace.save(folder / "trace")
         (folder / "tables").mkdir()
         for name, frame in result.tables.items():
-            if name in SCHEMA:
-                raise UsageError(f"A cell's table cannot be called '{name}': the trace has one of that name.")
             write_table(frame, folder / "tables" / f"{name}.parquet")
         about = {"part": cell.part, "label": cell.label, "settings": dict(cell.settings)}
         write_json(folder / "cell.json", about | {"status": result.status, "message": result.message, **facts})
