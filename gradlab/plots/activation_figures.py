@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from gradlab.errors import unknown
 from gradlab.plots import gains, phase_plane, ridges, spectra, stalls
+from gradlab.plots.figure_set import Recipe, Tables, draw_by_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["draw_activation_figure"]
-
-
-class Tables(Protocol):
-    """Gives a table of a run by its name and the part of the study that wrote it; empty where there is none."""
-
-    def __call__(self, name: str, part: str | None = None, /) -> pd.DataFrame:
-        """Return the table."""
 
 
 def draw_activation_figure(name: str, tables: Tables) -> tuple[Figure, pd.DataFrame, str]:
@@ -37,17 +29,10 @@ def draw_activation_figure(name: str, tables: Tables) -> tuple[Figure, pd.DataFr
         UsageError: There is no such figure.
         DataError: The run lacks what it needs.
     """
-    if name not in _FIGURES:
-        raise unknown("figure", name, _FIGURES)
-    prepare, draw, describe = _FIGURES[name]
-    data = prepare(tables)
-    return draw(data), data, describe(data)
+    return draw_by_name(_FIGURES, name, tables)
 
 
-_FIGURES: dict[
-    str,
-    tuple[Callable[[Tables], pd.DataFrame], Callable[[pd.DataFrame], Figure], Callable[[pd.DataFrame], str]],
-] = {
+_FIGURES: dict[str, Recipe] = {
     "gain-against-theory": (
         lambda tables: gains.gain_against_theory_data(tables("profiles", "gain")),
         gains.gain_against_theory,

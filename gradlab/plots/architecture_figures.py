@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from gradlab.analysis.family_profiles import log_ratios, piece_gradients
 from gradlab.analysis.profiles import record_window
-from gradlab.errors import DataError, unknown
+from gradlab.errors import DataError
 from gradlab.plots import addition as stacks
 from gradlab.plots import family_flow as flow
 from gradlab.plots import family_sizes as sizes
+from gradlab.plots.figure_set import Recipe, Tables, draw_by_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["draw_architecture_figure"]
-
-
-class Tables(Protocol):
-    """Gives a table of a run by its name and the part of the study that wrote it; empty where there is none."""
-
-    def __call__(self, name: str, part: str | None = None, /) -> pd.DataFrame:
-        """Return the table."""
 
 
 def draw_architecture_figure(name: str, tables: Tables) -> tuple[Figure, pd.DataFrame, str]:
@@ -41,11 +34,7 @@ def draw_architecture_figure(name: str, tables: Tables) -> tuple[Figure, pd.Data
         UsageError: There is no such figure.
         DataError: The run lacks what it needs.
     """
-    if name not in _DRAW:
-        raise unknown("figure", name, _DRAW)
-    prepare, draw, caption = _DRAW[name]
-    data = prepare(tables)
-    return draw(data), data, caption(data)
+    return draw_by_name(_DRAW, name, tables)
 
 
 def _sizes(tables: Tables) -> pd.DataFrame:
@@ -98,9 +87,7 @@ def _heads(tables: Tables) -> pd.DataFrame:
     return stacks.auxiliary_heads_data(places, tables("ends", "train"))
 
 
-_DRAW: dict[
-    str, tuple[Callable[[Tables], pd.DataFrame], Callable[[pd.DataFrame], Figure], Callable[[pd.DataFrame], str]]
-] = {
+_DRAW: dict[str, Recipe] = {
     "sizes": (_sizes, sizes.family_sizes, sizes.family_sizes_caption),
     "family-flow": (_flow, flow.family_flow, flow.family_flow_caption),
     "addition-and-concatenation": (_addition, stacks.addition, stacks.addition_caption),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -11,18 +11,12 @@ from gradlab.analysis.batchnorm_claims import landscape_measures
 from gradlab.analysis.batchnorm_init_claims import squared_gains
 from gradlab.errors import DataError, unknown
 from gradlab.plots import batchnorm_init, batchnorm_training
+from gradlab.plots.figure_set import Tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["draw_batchnorm_figure"]
-
-
-class Tables(Protocol):
-    """Gives a table of a run by its name and the part of the study that wrote it; empty where there is none."""
-
-    def __call__(self, name: str, part: str | None = None, /) -> pd.DataFrame:
-        """Return the table."""
 
 
 def draw_batchnorm_figure(name: str, tables: Tables, settings: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame, str]:

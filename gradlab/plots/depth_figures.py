@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from gradlab import plots
 from gradlab.analysis import profiles
 from gradlab.errors import DataError, unknown
+from gradlab.plots.figure_set import Tables
 from gradlab.plots.paths import INITIAL
 
 if TYPE_CHECKING:
@@ -19,13 +20,6 @@ __all__ = ["draw_depth_figure"]
 
 _NETS = ("net", "depth", "seed")
 _RESIDUAL = "residual, BatchNorm"
-
-
-class Tables(Protocol):
-    """Gives a table of a run by its name and the part of the study that wrote it; empty where there is none."""
-
-    def __call__(self, name: str, part: str | None = None, /) -> pd.DataFrame:
-        """Return the table."""
 
 
 def draw_depth_figure(name: str, tables: Tables, *, size: int | None = None) -> tuple[Figure, pd.DataFrame, str]:
