@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import signal
 import sys
 import threading
@@ -178,6 +179,9 @@ def draw_figures(study: Study, run: Run, *, names: Sequence[str] = ()) -> tuple[
 
     mpl.use("agg")
     import matplotlib.pyplot as plt
+
+    # It wonders, on the terminal, about the dates inside the fonts that matplotlib brings.
+    logging.getLogger("fontTools").setLevel(logging.ERROR)
 
     from gradlab.plots.style import paper_style
 
