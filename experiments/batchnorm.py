@@ -43,6 +43,9 @@ class Settings:
         "factors on the weights in the identity",
     )
     seeds: int = setting(3, "seeds of the trained nets, from 0", least=1)
+    least_scale_seeds: int = setting(
+        20, "seeds with BatchNorm from the smallest scale, where they differ most", least=1
+    )
     landscape_lr: float = setting(0.1, "learning rate where the loss landscape is measured")
     landscape_points: int = setting(15, "places during training where it is", least=2)
     landscape_seeds: int = setting(5, "seeds of it", least=1)
@@ -83,8 +86,8 @@ PRESETS = {
         summary="Seconds: every part once, too small to decide most claims; for tests.",
         settings={
             "depth": 3, "width": 20, "batch_size": 32, "steps": 12, "window": 4, "lr_range": (0.01, 0.1),
-            "scale": (1.0, 0.1), "small_batch": (2,), "seeds": 2, "landscape_points": 3, "landscape_seeds": 2,
-            "record": 4, "rate_width": 32, "rate_depth": 12, "rate_batch": (8, 16), "blocks": 20,
+            "scale": (1.0, 0.1), "small_batch": (2,), "seeds": 2, "least_scale_seeds": 3,
+            "landscape_points": 3, "landscape_seeds": 2, "record": 4, "rate_width": 32, "rate_depth": 12, "rate_batch": (8, 16), "blocks": 20,
             "residual_width": 32, "init_seeds": 2, "identity_scale": (1e-3, 1.0),
         },
     ),
@@ -92,8 +95,8 @@ PRESETS = {
     "paper": Preset(
         summary="Width 512, 1,000 steps, 10 seeds, explosion at width 2,048; for a GPU. Unverified.",
         settings={
-            "width": 512, "steps": 1000, "window": 100, "seeds": 10, "landscape_seeds": 10, "landscape_points": 50,
-            "record": 40, "rate_width": 2048, "rate_depth": 60, "residual_width": 1024, "init_seeds": 10,
+            "width": 512, "steps": 1000, "window": 100, "seeds": 10, "least_scale_seeds": 30, "landscape_seeds": 10,
+            "landscape_points": 50, "record": 40, "rate_width": 2048, "rate_depth": 60, "residual_width": 1024, "init_seeds": 10,
         },
     ),
 }  # fmt: skip
@@ -122,6 +125,10 @@ def plan(settings: Settings) -> list[Cell]:
             about = net | {"window": settings.window, "norm": norm, "seed": seed} | how
             text = f"{norm}, lr {how['lr']:g}, scale {how['scale']:g}, batch {about['batch_size']}, seed {seed}"
             add("train", text, cost, **about)
+    for seed in range(settings.seeds, settings.least_scale_seeds if min(settings.scale) < 1 else 0):
+        how = {"lr": settings.lr, "scale": min(settings.scale), "norm": "batch", "seed": seed}
+        text = f"batch, lr {how['lr']:g}, scale {how['scale']:g}, batch {settings.batch_size}, seed {seed}"
+        add("train", text, cost, **net, window=settings.window, **how)
     for seed, norm in itertools.product(range(settings.landscape_seeds), ("batch", "none")):
         about = net | {"lr": settings.landscape_lr, "points": settings.landscape_points, "norm": norm, "seed": seed}
         add("landscape", f"{norm}, seed {seed}", 2 * cost, **about)
