@@ -46,6 +46,9 @@ class Settings:
     least_scale_seeds: int = setting(
         20, "seeds with BatchNorm from the smallest scale, where they differ most", least=1
     )
+    edge_scale: float = setting(3e-4, "a scale so small that eps is expected to end training")
+    long_steps: int = setting(600, "steps of longer runs from the two smallest scales", least=2)
+    long_seeds: int = setting(10, "seeds of those with BatchNorm", least=1)
     landscape_lr: float = setting(0.1, "learning rate where the loss landscape is measured")
     landscape_points: int = setting(15, "places during training where it is", least=2)
     landscape_seeds: int = setting(5, "seeds of it", least=1)
@@ -59,7 +62,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what would fail in every cell."""
-        for name in ("lr", "lr_range", "landscape_lr", "scale", "identity_scale"):
+        for name in ("lr", "lr_range", "landscape_lr", "scale", "edge_scale", "identity_scale"):
             for value in _items(getattr(self, name)):
                 if not value > 0:
                     raise UsageError(f"Setting '{name}' must be above 0; got {value:g}.")
@@ -87,7 +90,8 @@ PRESETS = {
         settings={
             "depth": 3, "width": 20, "batch_size": 32, "steps": 12, "window": 4, "lr_range": (0.01, 0.1),
             "scale": (1.0, 0.1), "small_batch": (2,), "seeds": 2, "least_scale_seeds": 3,
-            "landscape_points": 3, "landscape_seeds": 2, "record": 4, "rate_width": 32, "rate_depth": 12, "rate_batch": (8, 16), "blocks": 20,
+            "landscape_points": 3, "landscape_seeds": 2, "record": 4, "rate_width": 32, "rate_depth": 12,
+            "rate_batch": (8, 16), "blocks": 20, "edge_scale": 0.03, "long_steps": 16, "long_seeds": 3,
             "residual_width": 32, "init_seeds": 2, "identity_scale": (1e-3, 1.0),
         },
     ),
@@ -96,7 +100,8 @@ PRESETS = {
         summary="Width 512, 1,000 steps, 10 seeds, explosion at width 2,048; for a GPU. Unverified.",
         settings={
             "width": 512, "steps": 1000, "window": 100, "seeds": 10, "least_scale_seeds": 30, "landscape_seeds": 10,
-            "landscape_points": 50, "record": 40, "rate_width": 2048, "rate_depth": 60, "residual_width": 1024, "init_seeds": 10,
+            "landscape_points": 50, "record": 40, "rate_width": 2048, "rate_depth": 60,
+            "long_steps": 2000, "residual_width": 1024, "init_seeds": 10,
         },
     ),
 }  # fmt: skip
@@ -125,10 +130,10 @@ def plan(settings: Settings) -> list[Cell]:
             about = net | {"window": settings.window, "norm": norm, "seed": seed} | how
             text = f"{norm}, lr {how['lr']:g}, scale {how['scale']:g}, batch {about['batch_size']}, seed {seed}"
             add("train", text, cost, **about)
-    for seed in range(settings.seeds, settings.least_scale_seeds if min(settings.scale) < 1 else 0):
-        how = {"lr": settings.lr, "scale": min(settings.scale), "norm": "batch", "seed": seed}
-        text = f"batch, lr {how['lr']:g}, scale {how['scale']:g}, batch {settings.batch_size}, seed {seed}"
-        add("train", text, cost, **net, window=settings.window, **how)
+    for how in _from_tiny_weights(settings):
+        about = net | {"window": settings.window, "lr": settings.lr} | how
+        text = f"{how['norm']}, scale {how['scale']:g}, {about['steps']} steps, seed {how['seed']}"
+        add("train", text, cost * about["steps"] / settings.steps, **about)
     for seed, norm in itertools.product(range(settings.landscape_seeds), ("batch", "none")):
         about = net | {"lr": settings.landscape_lr, "points": settings.landscape_points, "norm": norm, "seed": seed}
         add("landscape", f"{norm}, seed {seed}", 2 * cost, **about)
@@ -146,6 +151,19 @@ def plan(settings: Settings) -> list[Cell]:
                 add("explosion", text, size / 128, activation=activation, norm=norm, **about)
         add("growth", f"seed {seed}", 1.0, width=settings.residual_width, blocks=settings.blocks, seed=seed)
     return list({cell.key: cell for cell in cells}.values())  # the sweeps share a cell
+
+
+def _from_tiny_weights(settings: Settings) -> list[dict[str, Any]]:
+    least = min(settings.scale)
+    if least >= 1:
+        return []
+    more = range(settings.seeds, settings.least_scale_seeds)
+    runs: list[dict[str, Any]] = [{"norm": "batch", "scale": least, "seed": seed} for seed in more]
+    for scale, norm in itertools.product((least, settings.edge_scale), ("batch", "none")):
+        seeds = settings.long_seeds if (scale, norm) == (least, "batch") else settings.seeds
+        about = {"norm": norm, "scale": scale, "steps": settings.long_steps}
+        runs += [about | {"seed": seed} for seed in range(seeds)]
+    return runs
 
 
 def _middle(sizes: tuple[int, ...]) -> int:
@@ -329,7 +347,7 @@ def claims(results: Results) -> list[Claim]:
     ends = results.table("ends", "train")
     return [
         *decide.identity_claims(results.table("identity", "identity")),
-        *decide.scale_claims(ends, **usual),
+        *decide.scale_claims(ends, **usual, steps=settings["steps"]),
         *decide.rate_claims(ends, batch_size=settings["batch_size"]),
         *decide.batch_claims(ends, **usual),
         *decide.landscape_claims(results.table("landscape", "landscape"), lr=settings["landscape_lr"]),

@@ -39,6 +39,7 @@ _ABSENT = "No finished cell measured this."
 _IOFFE = "Ioffe & Szegedy 2015, arXiv 1502.03167"
 _SANTURKAR = "Santurkar et al. 2018, arXiv 1805.11604, sec. 3.1"
 _NOTE = "note N5; thresholds of this project"
+_UNTRAINED = 2.2  # nats; guessing among 10 classes is ln 10 = 2.303
 _TINY_TRAINED = 0.2  # mean final loss below which a net trained from tiny weights
 _TRAINED = 0.1  # final loss below which a learning rate counts as workable
 
@@ -76,45 +77,40 @@ def identity_claims(identity: pd.DataFrame) -> list[Claim]:
     ]
 
 
-def scale_claims(ends: pd.DataFrame, *, lr: float, batch_size: int) -> list[Claim]:
-    """Decide training from tiny weights (columns norm, lr, scale, batch_size, seed, loss; inf where it diverged)."""
-    kept = _where(ends, lr=lr, batch_size=batch_size)
-    scales = sorted(kept["scale"].unique(), reverse=True) if len(kept) else []
-    small = [scale for scale in scales if scale < 1]
-    claims = []
-    for scale in small:
-        losses, bare = (_by_seed(kept, "loss", norm=norm, scale=scale) for norm in ("batch", "none"))
-        claims.append(
-            decide_greater(
-                np.full(losses.size, _TINY_TRAINED),
-                losses,
-                paired=True,  # with a constant: a one-sample test of the mean over seeds
-                id=f"C3.1 train {scale:g}",
-                statement=f"With BatchNorm the net trains from weights {scale:g} times He's: its final loss is, in the "
-                f"mean over seeds, below {_TINY_TRAINED:g}.",
-                source=_NOTE,
-                unit=f"nats below {_TINY_TRAINED:g}",
-                detail=f"Mean loss {_mean(losses)}, largest {max(losses, default=math.nan):.3g}; without BatchNorm "
-                f"{_mean(bare)}; lr {lr:g}, eps 1e-5.",
-            )
-        )
-    untrained = kept[(kept["norm"] == "none") & (kept["scale"] < 1)] if small else kept.head(0)
-    bare = untrained.groupby("seed")["loss"].min().to_numpy() if len(untrained) else np.empty(0)
+def scale_claims(ends: pd.DataFrame, *, lr: float, batch_size: int, steps: int) -> list[Claim]:
+    """Decide training from tiny weights (columns norm, lr, scale, batch_size, steps, seed, loss; inf if it diverged).
+
+    `steps` are the usual ones; runs of more say whether a slow start was only slow, and where eps ends the claim.
+    """
+    every = _where(ends, lr=lr, batch_size=batch_size)
+    every = every[every["scale"] < 1] if len(every) else every
+    usual = _where(every, steps=steps)
+    scales = sorted(usual["scale"].unique(), reverse=True) if len(usual) else []
+    claims = [_trains(usual, scale, lr, f"C3.1 train {scale:g}", f"in {steps} steps") for scale in scales]
+    longer = every[every["steps"] > steps] if len(every) else every
+    for scale in sorted(longer["scale"].unique(), reverse=True) if len(longer) else []:
+        run = _where(longer, scale=scale)
+        about = f"in {run['steps'].max()} steps"
+        if scale in scales:
+            claims.append(_trains(run, scale, lr, f"C3.1 train {scale:g} longer", about))
+        else:
+            claims.append(_stalls(run, scale, lr, about))
+    bare = _where(every, norm="none").groupby("seed")["loss"].min().to_numpy() if len(every) else np.empty(0)
     claims.append(
         decide_threshold(
             bare,
-            threshold=2.2,
+            threshold=_UNTRAINED,
             direction=">",
             id="C3.1 bare",
-            statement="Without BatchNorm it does not train from any of these: the best final loss is above 2.2.",
+            statement=f"Without BatchNorm it does not train from any of these: the best final loss is above "
+            f"{_UNTRAINED:g}.",
             source=_NOTE,
             unit="nats",
-            detail=f"Scales {', '.join(f'{scale:g}' for scale in small)}." if small else _ABSENT,
+            detail=f"Scales {', '.join(f'{scale:g}' for scale in scales)}." if scales else _ABSENT,
         )
     )
-    ends_at = _where(kept, scale=small[-1]) if small else kept.head(0)
-    pair = _pairs(ends_at, "loss", "norm", "none", "batch")
-    least = f"{small[-1]:g}" if small else "few"
+    pair = _pairs(_where(usual, scale=scales[-1]) if scales else usual, "loss", "norm", "none", "batch")
+    least = f"{scales[-1]:g}" if scales else "few"
     claims.append(
         decide_greater(
             *pair,
@@ -126,6 +122,36 @@ def scale_claims(ends: pd.DataFrame, *, lr: float, batch_size: int) -> list[Clai
         )
     )
     return claims
+
+
+def _trains(runs: pd.DataFrame, scale: float, lr: float, name: str, within: str) -> Claim:
+    losses, bare = (_by_seed(runs, "loss", norm=norm, scale=scale) for norm in ("batch", "none"))
+    return decide_greater(
+        np.full(losses.size, _TINY_TRAINED),
+        losses,
+        paired=True,  # with a constant: a one-sample test of the mean over seeds
+        id=name,
+        statement=f"With BatchNorm the net trains from weights {scale:g} times He's {within}: its final loss is, in "
+        f"the mean over seeds, below {_TINY_TRAINED:g}.",
+        source=_NOTE,
+        unit=f"nats below {_TINY_TRAINED:g}",
+        detail=f"Mean loss {_mean(losses)}, largest {max(losses, default=math.nan):.3g}; without BatchNorm "
+        f"{_mean(bare)}; lr {lr:g}, eps 1e-5.",
+    )
+
+
+def _stalls(runs: pd.DataFrame, scale: float, lr: float, within: str) -> Claim:
+    return decide_threshold(
+        _by_seed(runs, "loss", norm="batch", scale=scale),
+        threshold=_UNTRAINED,
+        direction=">",
+        id="C3.1 train limit",
+        statement=f"eps ends it: from weights {scale:g} times He's the net does not train with BatchNorm either "
+        f"{within}, since the variance that BatchNorm divides by is then far below eps.",
+        source=_NOTE,
+        unit="nats",
+        detail=f"lr {lr:g}, eps 1e-5.",
+    )
 
 
 def workable(ends: pd.DataFrame, *, batch_size: int) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from gradlab.analysis.batchnorm_claims import landscape_measures
@@ -47,7 +48,8 @@ def draw_batchnorm_figure(name: str, tables: Tables, settings: Mapping[str, Any]
 def _scale(tables: Tables, settings: Mapping[str, Any]) -> pd.DataFrame:
     ends = tables("ends", "train")
     if len(ends):
-        ends = ends[(ends["lr"] == settings["lr"]) & (ends["batch_size"] == settings["batch_size"])]
+        usual = [ends[name] == settings[name] for name in ("lr", "batch_size", "steps")]
+        ends = ends[np.logical_and.reduce(usual)]
     return batchnorm_training.scale_invariance_data(tables("identity", "identity"), ends)
 
 

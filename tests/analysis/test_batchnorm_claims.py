@@ -24,7 +24,8 @@ def ends(loss, *, seeds=3, swapped=False):
         for (norm, lr, scale, size), value in loss.items()
         for seed in range(seeds)
     ]
-    return pd.DataFrame(rows, columns=["norm", "lr", "scale", "batch_size", "seed", "loss", "test_error"])
+    names = ["norm", "lr", "scale", "batch_size", "seed", "loss", "test_error"]
+    return pd.DataFrame(rows, columns=names).assign(steps=300)
 
 
 SCALES = {("batch", LR, s, BATCH): 0.03 for s in (1.0, 0.1, 0.001)} | {
@@ -42,11 +43,26 @@ SIZES = {(norm, LR, 1.0, size): (2.4 if norm == "batch" else 1.7) for norm in ("
 
 
 def test_scale_is_decided_both_ways():
-    found = verdicts(training.scale_claims(ends(SCALES), lr=LR, batch_size=BATCH))
+    found = verdicts(training.scale_claims(ends(SCALES), lr=LR, batch_size=BATCH, steps=300))
     assert set(found) == {"C3.1 train 0.1", "C3.1 train 0.001", "C3.1 bare", "C3.1 lower"}
     assert set(found.values()) == {"reproduced"}
-    other = verdicts(training.scale_claims(ends(SCALES, swapped=True), lr=LR, batch_size=BATCH))
+    other = verdicts(training.scale_claims(ends(SCALES, swapped=True), lr=LR, batch_size=BATCH, steps=300))
     assert set(other.values()) == {"not reproduced"}
+
+
+def test_a_slow_start_is_told_from_the_limit_that_eps_sets():
+    """At 300 steps the mean over seeds is above the threshold though two of three are below; at 600 none is."""
+    usual = ends(SCALES)
+    slow = (usual["norm"] == "batch") & (usual["scale"] == 0.001)
+    usual.loc[slow, "loss"] = [0.15, 0.1, 0.6]
+    longer = ends({("batch", LR, 0.001, BATCH): 0.08, ("batch", LR, 3e-4, BATCH): 2.302}).assign(steps=600)
+    claims = training.scale_claims(pd.concat([usual, longer]), lr=LR, batch_size=BATCH, steps=300)
+    found = verdicts(claims)
+    assert found["C3.1 train 0.1"] == "reproduced"
+    assert found["C3.1 train 0.001"] == "not decided"
+    assert found["C3.1 train 0.001 longer"] == "reproduced"
+    assert found["C3.1 train limit"] == "reproduced"
+    assert "600 steps" in next(claim.statement for claim in claims if claim.id == "C3.1 train limit")
 
 
 def test_rates_are_decided_both_ways_and_the_worse_ones_printed():
@@ -208,7 +224,7 @@ def test_a_short_net_leaves_deep_blocks_undecided():
 def test_nothing_measured_decides_nothing():
     none = pd.DataFrame()
     claims = [
-        *training.identity_claims(none), *training.scale_claims(none, lr=LR, batch_size=BATCH),
+        *training.identity_claims(none), *training.scale_claims(none, lr=LR, batch_size=BATCH, steps=300),
         *training.rate_claims(none, batch_size=BATCH), *training.batch_claims(none, lr=LR, batch_size=BATCH),
         *training.landscape_claims(none, lr=0.1), *training.running_claims(none),
         *start.explosion_claims(none), *start.growth_claims(none),
