@@ -95,7 +95,7 @@ def scale_claims(ends: pd.DataFrame, *, lr: float, batch_size: int, steps: int) 
             claims.append(_trains(run, scale, lr, f"C3.1 train {scale:g} longer", about))
         else:
             claims.append(_stalls(run, scale, lr, about))
-    bare = _where(every, norm="none").groupby("seed")["loss"].min().to_numpy() if len(every) else np.empty(0)
+    bare = every[every["norm"] == "none"].groupby("seed")["loss"].min().to_numpy() if len(every) else np.empty(0)
     claims.append(
         decide_threshold(
             bare,
