@@ -13,7 +13,7 @@ from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.log import TableLog
 from gradlab.probes.reduce import can_reduce, norm_of
 
-__all__ = ["ParameterProbe", "StepScales"]
+__all__ = ["ParameterProbe", "StepScales", "describe_parameters"]
 
 _NONFINITE = 7  # place of the count in a row
 
@@ -24,6 +24,29 @@ class StepScales(NamedTuple):
     loss: float
     params: float
     clip: float
+
+
+def describe_parameters(
+    params: Sequence[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer | None
+) -> dict[str, Any]:
+    """Return facts about parameters as plain JSON data, as they are when the recording begins.
+
+    Args:
+        params: Parameters by dotted path.
+        optimizer: The optimizer, if one is known.
+
+    Returns:
+        params: name, shape and dtype of each; params_without_grad: names of those with requires_grad=False (frozen on
+        purpose); params_not_optimized: names of the others that the optimizer does not hold; optimizer: its class.
+    """
+    held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left_out = [name for name, param in params if param.requires_grad and held is not None and id(param) not in held]
+    return {
+        "params": [[name, list(param.shape), str(param.dtype).removeprefix("torch.")] for name, param in params],
+        "params_without_grad": [name for name, param in params if not param.requires_grad],
+        "params_not_optimized": left_out,
+        "optimizer": None if optimizer is None else type(optimizer).__name__,
+    }
 
 
 @final

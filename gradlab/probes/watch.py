@@ -21,7 +21,7 @@ from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.hooks import Hook, MethodHook
 from gradlab.probes.layers import LayerProbe
 from gradlab.probes.log import TableLog
-from gradlab.probes.parameters import ParameterProbe, StepScales
+from gradlab.probes.parameters import ParameterProbe, StepScales, describe_parameters
 from gradlab.probes.recurrent import RecurrentProbe
 from gradlab.probes.schedule import Schedule, as_schedule
 from gradlab.probes.selection import LayerSelection, select
@@ -126,7 +126,7 @@ class Probe:
         self._info: dict[str, Any] = {
             "model": type(model).__name__,
             "layers": [[name, type(module).__name__] for name, module in layers],
-            "params": [[name, list(param.shape)] for name, param in params],
+            **describe_parameters(params, optimizer),
         }
         self._scalars: dict[str, int | float] = {}
         self._stepped_in_scaler = False

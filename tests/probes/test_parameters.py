@@ -381,3 +381,16 @@ def test_update_of_another_optimizers_parameter_is_missing_not_zero():
     updates = probe.trace.params.set_index("param")["update_norm"]
     assert updates[["0.weight", "0.bias"]].isna().all()
     assert (updates[["1.weight", "1.bias"]] > 0).all()
+
+
+def test_info_tells_what_is_frozen_on_purpose_and_what_the_optimizer_lacks():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    model[0].bias.requires_grad_(False)
+    with watch(model, torch.optim.SGD([model[0].weight, model[1].bias], lr=0.1)) as probe:
+        info = probe.trace.info
+    assert info["params"][0] == ["0.weight", [3, 2], "float32"]
+    assert info["params_without_grad"] == ["0.bias"]
+    assert info["params_not_optimized"] == ["1.weight"]
+    assert info["optimizer"] == "SGD"
+    with watch(model) as probe:
+        assert probe.trace.info["params_not_optimized"] == []
