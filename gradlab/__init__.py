@@ -4,6 +4,7 @@
 
     with gl.watch(model, optimizer) as probe:
         ...                                   # the training loop as it is
+    print(gl.diagnose(probe.trace))           # what is wrong, where, why, and what helps
     gl.plots.gradient_flow(probe.trace)
     probe.trace.save("run.trace")
 
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradlab import analysis, measure, nets, plots, probes, runtime, study, sweep, tasks, trace, training
+    from gradlab.analysis.diagnosis import diagnose
+    from gradlab.analysis.finding import Diagnosis, Finding
     from gradlab.errors import GradlabError
     from gradlab.probes.adjoint import adjoint
     from gradlab.probes.schedule import log_spaced
@@ -26,12 +29,15 @@ if TYPE_CHECKING:
     from gradlab.training import TrainSettings, train
 
 __all__ = [
+    "Diagnosis",
+    "Finding",
     "GradlabError",
     "Probe",
     "Trace",
     "TrainSettings",
     "adjoint",
     "analysis",
+    "diagnose",
     "load",
     "log_spaced",
     "measure",
@@ -49,6 +55,9 @@ __all__ = [
 ]
 
 _HOME = {
+    "Diagnosis": "gradlab.analysis.finding",
+    "Finding": "gradlab.analysis.finding",
+    "diagnose": "gradlab.analysis.diagnosis",
     "GradlabError": "gradlab.errors",
     "Probe": "gradlab.probes.watch",
     "Trace": "gradlab.trace",
