@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gradlab.sweep.store import load
     from gradlab.trace import Trace
     from gradlab.training import TrainSettings, train
+    from gradlab.trial import WhatIf, whatif
 
 __all__ = [
     "Diagnosis",
@@ -35,6 +36,7 @@ __all__ = [
     "Probe",
     "Trace",
     "TrainSettings",
+    "WhatIf",
     "adjoint",
     "analysis",
     "diagnose",
@@ -52,6 +54,7 @@ __all__ = [
     "train",
     "training",
     "watch",
+    "whatif",
 ]
 
 _HOME = {
@@ -67,6 +70,8 @@ _HOME = {
     "log_spaced": "gradlab.probes.schedule",
     "train": "gradlab.training",
     "watch": "gradlab.probes.watch",
+    "WhatIf": "gradlab.trial",
+    "whatif": "gradlab.trial",
 }
 _ROOMS = frozenset(__all__) - _HOME.keys()
 

@@ -7,14 +7,15 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from gradlab.cli_diagnose import diagnose_command
+from gradlab.cli_errors import EXIT_NOT_REPRODUCED, fail, plain_errors
 from gradlab.errors import GradlabError, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-EXIT_NOT_REPRODUCED = 3
 _OUT_HELP = "Folder that holds runs."
 
 
@@ -40,41 +40,8 @@ class _Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            _fail(unknown("command", args[0], self.commands, "'gradlab --help' shows all."))
+            fail(unknown("command", args[0], self.commands, "'gradlab --help' shows all."))
         return super().resolve_command(ctx, args)
-
-
-def _fail(error: GradlabError) -> None:
-    click.echo(f"gradlab: {error}", err=True)
-    sys.exit(error.exit_code)
-
-
-def _plain_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn what gradlab can explain into one sentence and an exit code; anything else is a bug and keeps its trace."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except GradlabError as error:
-            _fail(error)
-        except KeyboardInterrupt:
-            click.echo("gradlab: stopped.", err=True)
-            sys.exit(130)
-        except OSError as error:  # the machine's doing, no bug: a full disk, a pipe whose reader has gone
-            if not isinstance(error, BrokenPipeError):
-                place = f" ({error.filename})" if error.filename else ""
-                click.echo(f"gradlab: The system says: {error.strerror or error}{place}.", err=True)
-            _drop_output()
-            sys.exit(1)
-
-    return wrapped
-
-
-def _drop_output() -> None:
-    """Keep Python from trying again, at its end, to write what could not be written."""
-    with suppress(OSError, ValueError):  # a stream that is no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -91,7 +58,7 @@ def main() -> None:
 
 @main.command("list")
 @click.argument("name", required=False)
-@_plain_errors
+@plain_errors
 def list_command(name: str | None) -> None:
     """Show all experiments, or one with its presets and settings."""
     from gradlab.catalog import find_study, studies
@@ -132,7 +99,7 @@ def _print_study(study: Study) -> None:
 @click.option("--workers", type=click.IntRange(0), default=None, metavar="N", help="Processes; 0 runs all in this one.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped: only its missing cells run.")
 @click.option("--strict", is_flag=True, help="Exit with 3 when a claim is not reproduced.")
-@_plain_errors
+@plain_errors
 def run_command(
     name: str,
     preset: str | None,
@@ -243,7 +210,7 @@ def _say(console: Console, line: str) -> None:
 @main.command("show")
 @click.argument("run")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help=_OUT_HELP)
-@_plain_errors
+@plain_errors
 def show_command(run: str, out: Path) -> None:
     """Show what a run did: settings, cells and how they ended. RUN is a folder, or a study's name for its latest."""
     from collections import Counter
@@ -277,7 +244,7 @@ def show_command(run: str, out: Path) -> None:
 @click.argument("run")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help=_OUT_HELP)
 @click.option("--strict", is_flag=True, help="Exit with 3 when a claim is not reproduced.")
-@_plain_errors
+@plain_errors
 def claims_command(run: str, out: Path, strict: bool) -> None:
     """Decide a run's claims from its tables and print them. RUN is a folder, or a study's name for its latest."""
     from gradlab.catalog import find_study
@@ -293,7 +260,7 @@ def claims_command(run: str, out: Path, strict: bool) -> None:
 @click.argument("run")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help=_OUT_HELP)
 @click.option("--only", multiple=True, metavar="NAME", help="Draw only this figure; repeat for several.")
-@_plain_errors
+@plain_errors
 def figures_command(run: str, out: Path, only: tuple[str, ...]) -> None:
     """Draw a run's figures again from its tables. RUN is a folder, or a study's name for its latest."""
     from gradlab.catalog import find_study
@@ -316,13 +283,19 @@ def figures_command(run: str, out: Path, only: tuple[str, ...]) -> None:
         sys.exit(1)
 
 
+# -- diagnose ---------------------------------------------------------------------------------------------------------
+
+
+main.add_command(diagnose_command)
+
+
 # -- doctor -----------------------------------------------------------------------------------------------------------
 
 
 @main.command("doctor")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets lie; else GRADLAB_DATA.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help=_OUT_HELP)
-@_plain_errors
+@plain_errors
 def doctor_command(data_dir: Path | None, out: Path) -> None:
     """Check this machine: Python, torch, devices, memory, data and writable folders."""
     from gradlab.doctor import checks
