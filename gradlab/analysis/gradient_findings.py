@@ -25,6 +25,7 @@ SIGNAL_DECADES = 4.0  # by which the size of activations must grow
 FEWEST_LAYERS = 4
 FEWEST_TIMES = 8
 GROWTH = 3.0  # decades by which the gradient grows over training
+GROWTH_WITH_ALL = 2.0  # the same where weights and loss grow tenfold too
 WORST = 12.0  # decades at which severity is 1
 
 
@@ -200,13 +201,14 @@ def growth_findings(trace: Trace, steps: NDArray[np.int64]) -> list[Finding]:
     if len(rows) < 5:
         return []
     gradient = _growth(rows["step"].to_numpy(), rows["grad_norm"].to_numpy())
-    if not gradient >= GROWTH:
+    if not gradient >= GROWTH_WITH_ALL:
         return []
     loss = _growth(rows["step"].to_numpy(), np.abs(rows["loss"].to_numpy()))
     weights = _summed_growth(trace, "params", "weight_norm", steps)
     signal = _last_signal_growth(trace, steps)
-    if not (loss >= 1 or weights >= 1 or signal >= 2):
-        return []  # it grows as a net leaves a plateau
+    # A gradient alone, or weights and signal with it, grow as a net leaves a plateau; the loss then falls.
+    if not (gradient >= GROWTH and (loss >= 1 or weights >= 1 or signal >= 2)) and not (loss >= 1 and weights >= 1):
+        return []
     cause, advice, source = training_remedy(trace)
     evidence = [
         Evidence(what="the norm of all gradients grew by", value=gradient, unit="decades", threshold=f">= {GROWTH:g}"),
@@ -219,7 +221,7 @@ def growth_findings(trace: Trace, steps: NDArray[np.int64]) -> list[Finding]:
             kind="exploding",
             axis="training",
             steps=(int(rows["step"].iloc[0]), int(rows["step"].iloc[-1])),
-            severity=_severity(gradient, GROWTH),
+            severity=_severity(gradient, GROWTH_WITH_ALL),
             evidence=tuple(item for item in evidence if not math.isnan(item.value)),
             cause=cause,
             advice=advice,

@@ -255,10 +255,29 @@ def frozen_findings(trace: Trace, steps: NDArray[np.int64]) -> list[Finding]:
     without = [str(name) for name in got.index[~got]]
     if without and got.any():
         found.append(_without_gradient(trace, without, steps))
+    elif trace.info.get("optimizer") and not (rows["grad_norm"] > 0).any() and _flowed(trace, steps):
+        found.append(_zeroed(list(map(str, got.index)), steps))
     still = _not_updated(trace, rows[given])
     if still:
         found.append(_still(trace, rows, still, steps))
     return found
+
+
+def _flowed(trace: Trace, steps: NDArray[np.int64]) -> bool:
+    """Return whether gradients reached the layers, whatever became of them."""
+    return bool((_kept(trace.layers, steps)["grad_norm"] > 0).any())
+
+
+def _zeroed(names: list[str], steps: NDArray[np.int64]) -> Finding:
+    return Finding(
+        kind="frozen",
+        layers=tuple(names),
+        steps=(int(steps[0]), int(steps[-1])),
+        evidence=(Evidence(what="parameters without a gradient when the optimizer stepped", value=float(len(names))),),
+        cause="The backward pass reached the layers, but the gradients were gone when the optimizer stepped.",
+        advice="Call zero_grad before backward, not between backward and the optimizer's step",
+        source="torch documentation, torch.optim",
+    )
 
 
 def _without_gradient(trace: Trace, names: list[str], steps: NDArray[np.int64]) -> Finding:

@@ -311,6 +311,24 @@ def test_a_gradient_that_grows_with_the_loss_explodes_and_one_that_leaves_a_plat
     assert found(layers, steps=leaving, params=parameters(steps=20)).healthy
 
 
+def test_weights_gradient_and_loss_that_grow_together_explode_earlier():
+    """Gradient ascent: a hundredfold gradient is enough where weights and loss grow too, whatever the loss's sign."""
+    layers, steps = net(np.zeros(6), steps=20), 20
+    growing = training(steps, grad_norm=10.0 ** np.linspace(0, 2.6, 20), loss=-(10.0 ** np.linspace(0, 5, 20)))
+    weights = parameters(steps=steps, weight_norm=np.repeat(10.0 ** np.linspace(0, 2, 20), 2))
+    assert found(layers, steps=growing, params=weights).leading.title == "exploding over training"
+    assert found(layers, steps=growing, params=parameters(steps=steps)).healthy
+    tiny_start = growing.assign(loss=np.linspace(2.3, 1.0, 20))
+    assert found(layers, steps=tiny_start, params=weights).healthy
+
+
+def test_gradients_zeroed_before_the_step_leave_everything_frozen():
+    none = parameters(grad_norm=np.nan, grad_nonfinite=np.nan, update_norm=0.0)
+    told = found(net(np.zeros(6)), params=none, steps=training(grad_norm=np.nan), info={"optimizer": "Adam"})
+    assert told.kinds == ("frozen",)
+    assert "zero_grad before backward" in told.leading.advice
+
+
 # -- misuse -----------------------------------------------------------------------------------------------------------
 
 
