@@ -28,6 +28,7 @@ __all__ = ["RayEngine", "cluster_facts"]
 
 _REPORT_EVERY = 0.5  # seconds between two reports of one cell
 _GRACE = 10.0  # seconds past its limit after which a task is killed
+_PATIENCE = 5.0  # seconds to wait for the desk, which is for progress only
 _NODE_LOSSES = 20  # of one cell's nodes, after which something else must be wrong
 _STORE_BYTES = 128 * 2**20  # of shared memory: what a cell returns is small
 
@@ -77,8 +78,8 @@ class RayEngine:
         with _connected(self.address) as ray, _marked(job.folder) as mark:
             gpus = self.gpus if self.gpus is not None else float(job.device.startswith("cuda"))
             options = {"num_cpus": self.cpus, "num_gpus": gpus, "max_retries": 0}
-            # Of its own, so that Ray does not wait for a core for it.
-            desk = ray.remote(num_cpus=0)(_Desk).remote()
+            # No core of its own, so that it waits for none; made anew elsewhere where its node is lost.
+            desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
             task = ray.remote(_task).options(**options)
             sent = replace(job, folder=job.folder.absolute())
             tasks = _Tasks(ray, desk, lambda cell: task.remote(sent, cell, desk, mark, self.send_back), job)
@@ -122,7 +123,10 @@ def _task(job: Job, cell: Cell, desk: Any, mark: str, send_back: bool) -> tuple[
         now = time.monotonic()
         if now - last > _REPORT_EVERY or done == total:
             last = now
-            if ray.get(desk.tell.remote(cell.key, done, total, loss)):
+            stop = False
+            with suppress(ray.exceptions.RayError):  # the desk's node is gone: it will be made anew
+                stop = ray.get(desk.tell.remote(cell.key, done, total, loss), timeout=_PATIENCE)
+            if stop:
                 raise Stopped
 
     try:
@@ -180,7 +184,10 @@ class _Tasks:
     def _look(self, progress: Progress) -> None:
         """Show what the tasks told, and kill those that hang past their limit."""
         now = time.monotonic()
-        for key, (done, total, loss) in self._ray.get(self._desk.read.remote()).items():
+        told: dict[str, tuple[int, int, float | None]] = {}
+        with suppress(self._ray.exceptions.RayError):  # its node is gone: what it knew was for people
+            told = self._ray.get(self._desk.read.remote(), timeout=_PATIENCE)
+        for key, (done, total, loss) in told.items():
             self._since.setdefault(key, now)
             progress(self._cells[key], done, total, loss)
         for reference, cell in self._running.items():
@@ -222,9 +229,9 @@ class _Tasks:
 
     def stop(self) -> None:
         """Ask running cells to stop at their next step and wait for them; Ctrl-C meanwhile kills them."""
-        self._desk.stop.remote()
         try:
             while self._running:
+                self._desk.stop.remote()  # again and again: the desk may be made anew meanwhile
                 ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=1.0)
                 for reference in ready:
                     cell = self._running.pop(reference)
@@ -250,7 +257,10 @@ def _stored(run: Path, outcome: Outcome, files: dict[str, bytes]) -> Outcome:
             return replace(outcome, message=f"{told} The whole error is in {log}.")
         with atomic_folder(run / "cells" / key) as folder:
             for name, content in files.items():
-                path = folder / PurePosixPath(name)
+                inside = PurePosixPath(name)
+                if inside.is_absolute() or ".." in inside.parts:
+                    raise StoreError(f"A node sent a file called '{name}', which lies outside its cell's folder.")
+                path = folder / inside
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
     except StoreError as error:
