@@ -1,1 +1,1 @@
-"""What gradlab is measured by: the cost of watching, and the zoo of labelled nets; installed as `gradlab.benchmarks`."""
+"""What gradlab is measured by: the cost of watching, and the zoo of labelled nets; shipped as `gradlab.benchmarks`."""
