@@ -124,8 +124,8 @@ class UpdateProbe:
     def attach(self) -> None:
         """Hook the optimizers and the scaler."""
         for optimizer in self._optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(Hook(self._before_step)))
-            self._handles.append(optimizer.register_step_post_hook(Hook(self._after_step)))
+            self._handles.append(optimizer.register_step_pre_hook(Hook(_uncompiled(self._before_step))))
+            self._handles.append(optimizer.register_step_post_hook(Hook(_uncompiled(self._after_step))))
         if self._optimizers:
             # The process keeps this hook: it must not keep the probe, and the model, alive.
             of_others = weakref.WeakMethod(self._after_others_step)
@@ -320,6 +320,11 @@ class UpdateProbe:
         return deliver
 
 
+def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a hook that a compiled optimizer calls as it is; where nobody compiles yet, loading that takes seconds."""
+    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
+
+
 def _called_by_scaler(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether a GradScaler makes this step; asked of the callers, since a scaler leaves no mark."""
     if getattr(optimizer, "grad_scale", None) is not None:
@@ -334,31 +339,38 @@ def _called_by_scaler(optimizer: torch.optim.Optimizer) -> bool:
     return False
 
 
-#: Probes that listen to a scaler: several may, and in whatever order they close, its own method is back at the end.
-_listeners: weakref.WeakKeyDictionary[torch.amp.GradScaler, list[UpdateProbe]] = weakref.WeakKeyDictionary()
+@final
+class _ScalerStep(MethodHook):
+    """Stands in for a scaler's step as long as probes listen, in whatever order they come and go.
+
+    It lies on the scaler and holds the probes, so that all of them go when nobody holds one.
+    """
+
+    __slots__ = ("listeners",)
+
+    def __init__(self, scaler: torch.amp.GradScaler) -> None:
+        self.listeners: list[UpdateProbe] = []
+        original = scaler.step
+
+        def step(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+            call = partial(original, optimizer, *args, **kwargs)
+            for listener in list(self.listeners):
+                call = partial(listener.scaler_steps, optimizer, call)
+            return call()
+
+        super().__init__(step, scaler, "step")
 
 
 def _listen(scaler: torch.amp.GradScaler, probe: UpdateProbe) -> None:
-    listeners = _listeners.setdefault(scaler, [])
-    listeners.append(probe)
-    if len(listeners) > 1:
-        return
-    original, of_scaler = scaler.step, weakref.ref(scaler)
-
-    def step(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-        call = partial(original, optimizer, *args, **kwargs)
-        held = of_scaler()
-        for listener in list(_listeners.get(held, ())) if held is not None else ():
-            call = partial(listener.scaler_steps, optimizer, call)
-        return call()
-
-    vars(scaler)["step"] = MethodHook(step, scaler, "step")
+    hook = vars(scaler).get("step")
+    if not isinstance(hook, _ScalerStep):
+        vars(scaler)["step"] = hook = _ScalerStep(scaler)
+    hook.listeners.append(probe)
 
 
 def _leave(scaler: torch.amp.GradScaler, probe: UpdateProbe) -> None:
-    listeners = _listeners.get(scaler, [])
-    if probe in listeners:
-        listeners.remove(probe)
-    if not listeners:
-        vars(scaler).pop("step", None)
-        _listeners.pop(scaler, None)
+    hook = vars(scaler).get("step")
+    if isinstance(hook, _ScalerStep):
+        hook.listeners = [listener for listener in hook.listeners if listener is not probe]
+        if not hook.listeners:
+            del vars(scaler)["step"]
