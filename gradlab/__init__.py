@@ -4,6 +4,7 @@
 
     with gl.watch(model, optimizer) as probe:
         ...                                   # the training loop as it is
+    print(gl.diagnose(probe.trace))           # what is wrong, where, why, and what helps
     gl.plots.gradient_flow(probe.trace)
     probe.trace.save("run.trace")
 
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradlab import analysis, measure, nets, plots, probes, runtime, study, sweep, tasks, trace, training
+    from gradlab.analysis.diagnosis import diagnose
+    from gradlab.analysis.finding import Diagnosis, Finding
     from gradlab.errors import GradlabError
     from gradlab.probes.adjoint import adjoint
     from gradlab.probes.schedule import log_spaced
@@ -24,14 +27,19 @@ if TYPE_CHECKING:
     from gradlab.sweep.store import load
     from gradlab.trace import Trace
     from gradlab.training import TrainSettings, train
+    from gradlab.trial import WhatIf, whatif
 
 __all__ = [
+    "Diagnosis",
+    "Finding",
     "GradlabError",
     "Probe",
     "Trace",
     "TrainSettings",
+    "WhatIf",
     "adjoint",
     "analysis",
+    "diagnose",
     "load",
     "log_spaced",
     "measure",
@@ -46,9 +54,13 @@ __all__ = [
     "train",
     "training",
     "watch",
+    "whatif",
 ]
 
 _HOME = {
+    "Diagnosis": "gradlab.analysis.finding",
+    "Finding": "gradlab.analysis.finding",
+    "diagnose": "gradlab.analysis.diagnosis",
     "GradlabError": "gradlab.errors",
     "Probe": "gradlab.probes.watch",
     "Trace": "gradlab.trace",
@@ -58,6 +70,8 @@ _HOME = {
     "log_spaced": "gradlab.probes.schedule",
     "train": "gradlab.training",
     "watch": "gradlab.probes.watch",
+    "WhatIf": "gradlab.trial",
+    "whatif": "gradlab.trial",
 }
 _ROOMS = frozenset(__all__) - _HOME.keys()
 

@@ -23,8 +23,8 @@ class Check:
     text: str
 
 
-def checks(data_dir: Path | None, out: Path) -> Iterator[Check]:
-    """Look at Python, torch, devices, memory, data and the folders gradlab writes to."""
+def checks(data_dir: Path | None, out: Path, address: str | None = None) -> Iterator[Check]:
+    """Look at Python, torch, devices, memory, data, the folders gradlab writes to, and Ray."""
     good = sys.version_info >= (3, 11)
     yield Check(name="python", good=good, text=platform.python_version() + ("" if good else ", needs 3.11 or newer"))
     yield from _torch()
@@ -32,6 +32,7 @@ def checks(data_dir: Path | None, out: Path) -> Iterator[Check]:
     yield _data(data_dir)
     yield _writable("out", out)
     yield _writable("temporary", Path(tempfile.gettempdir()))
+    yield _ray(address)
 
 
 def _torch() -> Iterator[Check]:
@@ -67,6 +68,21 @@ def _data(data_dir: Path | None) -> Check:
         return Check(name="data", good=False, text=str(error))
     where = f"cifar10 at {place}" if place else "cifar10 not found: it is downloaded when first needed"
     return Check(name="data", good=True, text=f"digits shipped with gradlab; {where}")
+
+
+def _ray(address: str | None) -> Check:
+    if address is None:
+        from importlib.util import find_spec
+
+        installed = find_spec("ray") is not None
+        text = "installed; --address ADDRESS looks at a cluster" if installed else "not installed (gradlab[ray])"
+        return Check(name="ray", good=True, text=f"{text}; only --engine ray needs it")
+    from gradlab.sweep.ray_engine import cluster_facts
+
+    try:
+        return Check(name="ray", good=True, text=cluster_facts(address))
+    except GradlabError as error:
+        return Check(name="ray", good=False, text=str(error))
 
 
 def _writable(name: str, folder: Path) -> Check:

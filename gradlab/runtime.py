@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -128,11 +130,25 @@ def _gib(count: float) -> str:
 
 
 def free_memory() -> str:
-    """Return how much memory the machine has free, in words."""
-    try:
-        return _gib(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):  # not on Windows, not everywhere on macOS
-        return "an unknown amount"
+    """Return how much memory this process may still take, in words."""
+    free = free_bytes()
+    return _gib(free) if math.isfinite(free) else "an unknown amount"
+
+
+def free_bytes() -> float:
+    """Return how much memory this process may still take; inf where the system does not say.
+
+    On Linux what is available without swapping, and no more than the control group (a container, a batch job) allows.
+    """
+    found = [math.inf]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found.append(float(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) * 1024)
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        most, used = (float((group / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
+        found.append(max(0.0, most - used))
+    return min(found)
 
 
 def environment() -> dict[str, Any]:

@@ -18,16 +18,17 @@ LEVELS = {
     "storage": 1,
     "trace": 2,
     "runtime": 3, "nets": 3, "tasks": 3, "probes": 3,
-    "training": 4,
+    "training": 4, "surgery": 4,
     "measure": 5,
     "analysis": 6,
     "plots": 7,
-    "study": 8,
-    "sweep": 9, "catalog": 9, "claims_report": 9, "doctor": 9,
+    "study": 8, "trial": 8, "diagnosis_report": 9, "user_setup": 9,
+    "sweep": 9, "catalog": 9, "claims_report": 9, "doctor": 10,
     "experiments": 10,
-    "cli": 11,
-    "__main__": 12,
-    "__init__": 13,
+    "run_comparison": 10,
+    "cli_errors": 1, "cli_screen": 10, "cli_diagnose": 11, "cli_run": 11, "cli_runs": 11, "cli": 12,
+    "__main__": 13,
+    "__init__": 14,
 }  # fmt: skip
 TORCH_FREE = ("errors", "storage", "trace", "analysis", "plots", "study", "catalog", "claims_report")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from gradlab.runtime import (
     available_cores,
     environment,
     explain_memory,
+    free_bytes,
     free_memory,
     resolve_device,
     seed_everything,
@@ -175,11 +178,20 @@ def test_free_memory_is_in_words():
 
 
 def test_free_memory_where_the_system_does_not_say(monkeypatch):
-    def fails(name):
-        raise ValueError(name)
+    def fails(self, **options):
+        raise FileNotFoundError(self)
 
-    monkeypatch.setattr(os, "sysconf", fails)
+    monkeypatch.setattr(Path, "read_text", fails)
     assert free_memory() == "an unknown amount"
+    assert free_bytes() == math.inf
+
+
+def test_a_control_group_bounds_the_memory(monkeypatch):
+    files = {"meminfo": "MemTotal: 9 kB\nMemAvailable: 8388608 kB\n", "memory.max": "3e9\n", "memory.current": "1e9\n"}
+    monkeypatch.setattr(Path, "read_text", lambda self, **options: files[self.name])
+    assert free_bytes() == 2e9
+    files["memory.max"] = "max\n"  # no limit
+    assert free_bytes() == 8 * 2**30
 
 
 @pytest.mark.gpu

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     )
     from gradlab.analysis.correlations import DepthScale, correlation_fixed_point, correlation_map, depth_scale
     from gradlab.analysis.decay import DecayFit, fit_decay
+    from gradlab.analysis.diagnosis import diagnose
+    from gradlab.analysis.finding import Diagnosis, Evidence, Finding
     from gradlab.analysis.finite_width import LogNormLaw, finite_width_log_norm
     from gradlab.analysis.normalization_theory import (
         batchnorm_gradient_gain,
@@ -54,6 +56,9 @@ __all__ = [
     "Claim",
     "DecayFit",
     "DepthScale",
+    "Diagnosis",
+    "Evidence",
+    "Finding",
     "LogNormLaw",
     "PascanuBounds",
     "PhaseDiagram",
@@ -70,6 +75,7 @@ __all__ = [
     "decide_theory",
     "decide_threshold",
     "depth_scale",
+    "diagnose",
     "finite_width_log_norm",
     "fit_decay",
     "fixed_point",
@@ -107,6 +113,8 @@ _MODULES = {
     ),
     "correlations": ("DepthScale", "correlation_fixed_point", "correlation_map", "depth_scale"),
     "decay": ("DecayFit", "fit_decay"),
+    "diagnosis": ("diagnose",),
+    "finding": ("Diagnosis", "Evidence", "Finding"),
     "finite_width": ("LogNormLaw", "finite_width_log_norm"),
     "normalization_theory": ("batchnorm_gradient_gain", "residual_batchnorm_share", "residual_variance_growth"),
     "phases": ("PhaseDiagram", "critical_line", "phase_diagram"),

@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import GradlabError, StoreError, UsageError
 from gradlab.study import Study
-from gradlab.sweep.engine import Job, Outcome, run_cells
+from gradlab.sweep.cell_run import Job, Outcome
+from gradlab.sweep.engine import run_cells
+from gradlab.sweep.lock import hold_run
 from gradlab.sweep.progress import SweepDisplay
-from gradlab.sweep.store import Run, create_run, replace_file
+from gradlab.sweep.store import Run, create_run, replace_file, set_damaged_aside
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gradlab.analysis.claims import Claim
 
-__all__ = ["SweepReport", "draw_figures", "judge", "start_run", "sweep"]
+Engine = Callable[..., Iterator[Outcome]]
+
+__all__ = ["Engine", "SweepReport", "draw_figures", "judge", "start_run", "sweep"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,30 +82,69 @@ def start_run(
 
 
 def sweep(
-    study: Study, settings: Any, run: Run, *, device: str, workers: int, data_dir: Path | None, console: Console
+    study: Study,
+    settings: Any,
+    run: Run,
+    *,
+    device: str,
+    workers: int,
+    data_dir: Path | None,
+    console: Console,
+    limit: float = 0.0,
+    engine: Engine | None = None,
 ) -> SweepReport:
     """Run the cells of a run that are not finished yet.
 
     Ctrl-C, and the SIGTERM of a batch system, stop the sweep: running cells end at their next step, finished ones stay.
     So it does when a cell cannot be stored: the next ones would be computed for nothing.
 
+    Args:
+        study: What to run.
+        settings: Its settings.
+        run: The run to fill.
+        device: Name of the device, already resolved.
+        workers: Processes of the local engine; 0 runs all cells in this one.
+        data_dir: Where data sets lie, if the user said.
+        console: Where progress is shown.
+        limit: Seconds that a cell may take; 0 for no limit.
+        engine: Runs the cells: called as `run_cells` is. Default: the local one.
+
     Raises:
-        UsageError: The run was planned by another version of the study, so that its cells are not this plan's.
+        UsageError: The run was planned by another version of the study, so that its cells are not this plan's; or
+            another driver works on it.
+        StoreError: The run's folder cannot be written.
     """
+    with hold_run(run.folder):
+        return _sweep(study, settings, run, device, workers, data_dir, console, limit, engine or run_cells)
+
+
+def _sweep(
+    study: Study,
+    settings: Any,
+    run: Run,
+    device: str,
+    workers: int,
+    data_dir: Path | None,
+    console: Console,
+    limit: float,
+    engine: Engine,
+) -> SweepReport:
     cells = study.plan(settings)
     if {cell.key for cell in cells} != run.planned:
         raise UsageError(
             f"{run.folder} was planned by another version of '{study.name}', with other cells: it can be read but not "
             f"gone on with; 'gradlab run {study.name}' starts a new run."
         )
+    for sentence in set_damaged_aside(run):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     finished = {cell.key for cell in run.cells()}
     todo = [cell for cell in cells if cell.key not in finished]
-    job = Job(run=study.run, folder=run.folder, device=device, data_dir=data_dir)
+    job = Job(run=study.run, folder=run.folder, device=device, data_dir=data_dir, limit=limit)
     outcomes: list[Outcome] = []
     stopped_by = None
     if todo:
         with SweepDisplay(console, len(todo)) as display, _termination_interrupts():
-            stream = run_cells(job, todo, workers=workers, progress=display.update, stopping=display.stopping)
+            stream = engine(job, todo, workers=workers, progress=display.update, stopping=display.stopping)
             with closing(stream):  # type: ignore[type-var]
                 try:
                     for outcome in stream:
@@ -225,7 +268,7 @@ def _check_not_empty(run: Run) -> None:
     if not run.cells():
         raise StoreError(
             f"The run {run.folder} is empty: none of its {len(run.manifest['cells'])} cells is finished; "
-            f"'gradlab run {run.study} --resume {run.folder}' goes on with it."
+            f"'gradlab resume {run.folder}' goes on with it."
         )
 
 
@@ -237,5 +280,5 @@ def _gaps(run: Run, error: Exception) -> str:
     told = f" ({' '.join(f'{type(error).__name__}: {error}'.split())})" if not isinstance(error, GradlabError) else ""
     return (
         f"{left} of {len(run.planned)} cells of {run.folder} are not finished{told}; "
-        f"'gradlab run {run.study} --resume {run.folder}' goes on with it."
+        f"'gradlab resume {run.folder}' goes on with it."
     )

@@ -7,88 +7,25 @@ import os
 import signal
 import threading
 import time
-import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import cycle, islice
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any
 
-from gradlab.errors import GradlabError, ResourceError, StoreError
-from gradlab.study import Cell, CellContext, CellResult
-from gradlab.sweep.store import finished_cell, save_cell
+from gradlab.errors import ResourceError
+from gradlab.study import Cell
+from gradlab.sweep.cell_run import Job, Outcome, Progress, Stopped, limit_message, run_cell
+from gradlab.sweep.store import finished_cell
 
-__all__ = ["Outcome", "Progress", "run_cells"]
+__all__ = ["Job", "Outcome", "Progress", "run_cells", "worker_count"]
 
-#: Called in the driver with (cell, steps done, steps in all, loss or None).
-Progress = Callable[[Cell, int, int, float | None], None]
 _REPORT_EVERY = 0.25  # seconds between two reports of one cell
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How a cell ended: "done", "diverged", "failed" or "stopped", with one sentence where there is one."""
-
-    cell: Cell
-    status: str
-    message: str = ""
-    seconds: float = 0.0
-    exit_code: int = 0
-    fatal: bool = False  # it could not be stored, and so it will go with the cells to come
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What every cell of a run shares: plain data and an importable function, so that it can be sent anywhere."""
-
-    run: Callable[[Cell, CellContext], CellResult]
-    folder: Path
-    device: str
-    data_dir: Path | None
-
-
-class _Stopped(BaseException):  # no error: it passes through "except Exception" in a cell
-    """The sweep is being stopped."""
-
-
-def run_cell(job: Job, cell: Cell, report: Callable[[int, int, float | None], None]) -> Outcome:
-    """Run one cell in this process and store what it measured; failures come back as an outcome, never raised."""
-    from gradlab.runtime import explain_memory, resolve_device, seed_everything
-
-    wall, cpu = time.perf_counter(), time.process_time()
-    device = None
-    try:
-        device = resolve_device(job.device)
-        seed_everything(int(cell.settings.get("seed", 0)))
-        result = job.run(cell, CellContext(device=device, data_dir=job.data_dir, progress=report))
-        seconds = time.perf_counter() - wall
-        facts = {"seconds": seconds, "cpu_seconds": time.process_time() - cpu, "device": job.device}
-        try:
-            save_cell(job.folder, cell, result, facts)
-        except StoreError as error:
-            return Outcome(cell=cell, status="failed", message=str(error), exit_code=error.exit_code, fatal=True)
-        return Outcome(cell=cell, status=result.status, message=result.message, seconds=seconds)
-    except _Stopped:
-        return Outcome(cell=cell, status="stopped")
-    except GradlabError as error:
-        return Outcome(cell=cell, status="failed", message=str(error), exit_code=error.exit_code)
-    except Exception as error:
-        told = device and explain_memory(
-            error, doing=f"cell {cell.label}", lower="batch_size, width or depth", device=device
-        )
-        if told:
-            return Outcome(cell=cell, status="failed", message=str(told), exit_code=told.exit_code)
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {error}"
-        with suppress(OSError):  # the full story stays with the run; the table shows one line
-            log = job.folder / "errors" / f"{cell.key}.txt"
-            log.parent.mkdir(exist_ok=True)
-            log.write_text(traceback.format_exc(), encoding="utf-8")
-            text = f"{text.rstrip('.')}. The whole error is in {log}."
-        return Outcome(cell=cell, status="failed", message=" ".join(text.split()), exit_code=1)
+_GRACE = 5.0  # seconds past its limit after which a cell's process is killed: it hangs where no signal is handled
 
 
 # -- in a worker process ----------------------------------------------------------------------------------------------
@@ -96,13 +33,13 @@ def run_cell(job: Job, cell: Cell, report: Callable[[int, int, float | None], No
 _worker: dict[str, Any] = {}
 
 
-def _start_worker(reports: Any, stop: Any) -> None:
+def _start_worker(reports: Any, stop: Any, places: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's: it asks cells to stop
     threading.Thread(target=_end_with_driver, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
-    _worker.update(reports=reports, stop=stop)
+    _worker.update(reports=reports, stop=stop, device=places.get())
 
 
 def _end_with_driver() -> None:
@@ -119,16 +56,16 @@ def _work(job: Job, cell: Cell) -> Outcome:
     def report(done: int, total: int, loss: float | None) -> None:
         nonlocal last
         if _worker["stop"].is_set():
-            raise _Stopped
+            raise Stopped
         now = time.monotonic()
         if now - last > _REPORT_EVERY or done == total:
             last = now
-            _worker["reports"].put((cell.key, done, total, loss))
+            _worker["reports"].put((cell.key, os.getpid(), done, total, loss))
 
     if _worker["stop"].is_set():
         return Outcome(cell=cell, status="stopped")
     report(0, 1, None)
-    return run_cell(job, cell, report)
+    return run_cell(replace(job, device=_worker["device"]), cell, report)
 
 
 # -- in the driver ----------------------------------------------------------------------------------------------------
@@ -166,12 +103,12 @@ def run_cells(
                 yield run_cell(job, cell, lambda done, total, loss, cell=cell: progress(cell, done, total, loss))  # type: ignore[misc]
         return
     while left:
-        suspects, left = yield from _in_pool(job, left, workers, progress, stopping)
+        suspects, left, began = yield from _in_pool(job, left, workers, progress, stopping)
         for cell in suspects:
-            died, unstarted = yield from _in_pool(job, [cell], 1, progress, stopping)
+            died, unstarted, _ = yield from _in_pool(job, [cell], 1, progress, stopping)
             if died or unstarted:
                 yield Outcome(cell=cell, status="failed", message=_DIED, exit_code=ResourceError.exit_code)
-        if left and not suspects:
+        if left and not began:
             yield from (Outcome(cell=cell, status="failed", message=_NO_WORKER, exit_code=1) for cell in left)
             return
 
@@ -182,33 +119,38 @@ _NO_WORKER = "The worker processes do not start; --workers 0 runs all cells in o
 
 def _in_pool(
     job: Job, cells: Sequence[Cell], workers: int, progress: Progress, stopping: Callable[[], None]
-) -> Generator[Outcome, None, tuple[list[Cell], list[Cell]]]:
+) -> Generator[Outcome, None, tuple[list[Cell], list[Cell], bool]]:
     """Run cells in a pool of processes until all have ended, or a process dies: then all processes end.
 
     Returns:
-        The cells that were running when a process died, and those that had not begun.
+        The cells one of which may have killed its process, those still to be run, and whether any cell began.
     """
-    by_key = {cell.key: cell for cell in cells}
-    begun: set[str] = set()
+    waiting = deque(cells)
+    watch = _Watch(job.limit)
     lost: list[Cell] = []
-    with _workers(min(workers, len(cells)), stopping) as (pool, reports):
+    began = False
+    with _workers(min(workers, len(cells)), job.device, stopping) as (pool, reports):
         futures: dict[Future[Outcome], Cell] = {}
-        with _interrupt_held_back():
-            for cell in cells:
-                try:
-                    futures[pool.submit(_work, job, cell)] = cell
-                except BrokenProcessPool:
-                    lost.append(cell)
-        pending = set(futures)
-        while pending:
-            finished, pending = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
+        broken = False
+        while futures or (waiting and not broken):
+            # Few at a time: to wait for thousands of futures costs more than short cells take.
+            with _interrupt_held_back():
+                while waiting and not broken and len(futures) < 2 * workers + 2:
+                    cell = waiting[0]
+                    try:
+                        futures[pool.submit(_work, job, cell)] = cell
+                    except BrokenProcessPool:
+                        broken = True
+                    else:
+                        watch.cells[cell.key] = waiting.popleft()
+            finished, _ = wait(futures, timeout=0.1, return_when=FIRST_COMPLETED)
             while not reports.empty():
-                key, done, total, loss = reports.get()
-                begun.add(key)
-                progress(by_key[key], done, total, loss)
+                watch.report(reports.get(), progress)
+            watch.kill_hanging()
             for future in finished:
-                cell = futures[future]
+                cell = futures.pop(future)
                 error = future.exception()
+                began = began or cell.key in watch.begun
                 if error is None:
                     yield future.result()
                 elif not isinstance(error, BrokenProcessPool):  # what a cell is or returns cannot be sent
@@ -216,21 +158,88 @@ def _in_pool(
                     yield Outcome(cell=cell, status="failed", message=text, exit_code=1)
                 elif stored := finished_cell(job.folder, cell.key):  # saved, and then the pool broke
                     yield Outcome(cell=cell, status=stored.status, message=stored.message)
+                elif cell.key in watch.killed:
+                    yield Outcome(cell=cell, status="failed", message=limit_message(job.limit), exit_code=1)
+                    broken = True
                 else:
                     lost.append(cell)
-    return [cell for cell in lost if cell.key in begun], [cell for cell in lost if cell.key not in begun]
+                    broken = True
+                watch.end(cell)
+    # Where a hanging cell was killed it is known who broke the pool; else it is one of those that were running.
+    suspects = [] if watch.killed else [cell for cell in lost if cell.key in watch.begun]
+    innocent = [cell for cell in lost if cell not in suspects]
+    return suspects, [*innocent, *waiting], began
+
+
+class _Watch:
+    """Knows which process runs which cell since when, and kills the one whose cell hangs."""
+
+    def __init__(self, limit: float) -> None:
+        self.cells: dict[str, Cell] = {}
+        self.begun: set[str] = set()
+        self.killed: set[str] = set()
+        self._limit = limit
+        self._running: dict[str, tuple[int, float]] = {}
+
+    def report(self, told: tuple[str, int, int, int, float | None], progress: Progress) -> None:
+        key, process, done, total, loss = told
+        if key in self.cells:  # a late report of a cell that has ended says nothing
+            self.begun.add(key)
+            self._running.setdefault(key, (process, time.monotonic()))
+            progress(self.cells[key], done, total, loss)
+
+    def kill_hanging(self) -> None:
+        now = time.monotonic()
+        for key, (process, since) in self._running.items():
+            if self._limit and key not in self.killed and now - since > self._limit + _GRACE:
+                self.killed.add(key)
+                with suppress(OSError):
+                    os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def end(self, cell: Cell) -> None:
+        self._running.pop(cell.key, None)
+        self.cells.pop(cell.key, None)
+
+
+def worker_count(device: str, *, cores: int, free_bytes: float) -> tuple[int, str]:
+    """Return how many workers a machine takes, and a sentence where that is fewer than its cores for want of memory.
+
+    One a core on the CPU, one a device on accelerators ("cuda" means all of them); each loads torch, so that it wants
+    about a gigabyte before its cell begins.
+    """
+    devices = _devices(device)
+    wanted = cores if devices == [device] and device.startswith("cpu") else len(devices)
+    fits = max(1, int(free_bytes / _WORKER_BYTES))
+    if fits >= wanted:
+        return wanted, ""
+    gigabytes = free_bytes / 2**30
+    return fits, f"Using {fits} of {wanted} workers: {gigabytes:.1f} GiB are free, and each takes about one."
+
+
+_WORKER_BYTES = 2**30
+
+
+def _devices(device: str) -> list[str]:
+    """Return the devices that workers are spread over: all CUDA devices where no index is given."""
+    if device == "cuda":
+        import torch
+
+        return [f"cuda:{index}" for index in range(max(1, torch.cuda.device_count()))]
+    return [device]
 
 
 @contextmanager
-def _workers(count: int, stopping: Callable[[], None]) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
+def _workers(count: int, device: str, stopping: Callable[[], None]) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
     context = multiprocessing.get_context("spawn")
     # A SimpleQueue writes at once, so that a cell's first report is not lost when its process dies.
-    reports, stop = context.SimpleQueue(), context.Event()
+    reports, stop, places = context.SimpleQueue(), context.Event(), context.SimpleQueue()
+    for place in islice(cycle(_devices(device)), 2 * count):  # twice: a process may die and be replaced
+        places.put(place)
     # A worker's numeric libraries read these when they load, before any code of ours could set threads.
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(dict.fromkeys(threads, "1"))
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(reports, stop))
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(reports, stop, places))
     try:
         yield pool, reports
     except BaseException:
@@ -241,6 +250,7 @@ def _workers(count: int, stopping: Callable[[], None]) -> Iterator[tuple[Process
         stop.set()
         _end_pool(pool, set(multiprocessing.active_children()) - others)
         reports.close()
+        places.close()
         for name, value in threads.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from gradlab.trace import SCHEMA, Trace
 if TYPE_CHECKING:
     from gradlab.study import Cell, CellResult
 
-__all__ = ["Run", "create_run", "load", "save_cell"]
+__all__ = ["Run", "create_run", "finished_cell", "load", "save_cell", "set_damaged_aside"]
 
 RUN_VERSION = 1
 _CELL_NAME = re.compile(r"[0-9a-f]{16}")
@@ -95,6 +97,11 @@ class Run:
         folders = sorted(root.iterdir()) if root.is_dir() else []
         # Any other name is a part-written folder: not finished.
         return [_read_cell(folder) for folder in folders if _CELL_NAME.fullmatch(folder.name)]
+
+    def unfinished(self) -> frozenset[str]:
+        """Return the keys of the cells that are planned and not finished, without reading any."""
+        root = self.folder / "cells"
+        return self.planned - ({folder.name for folder in root.iterdir()} if root.is_dir() else set())
 
     def table(self, name: str, part: str | None = None) -> pd.DataFrame:
         """Return a table of all finished cells (of a part), with their settings, part, cell and status as columns.
@@ -231,7 +238,51 @@ def save_cell(run: Path, cell: Cell, result: CellResult, facts: Mapping[str, Any
         for name, frame in result.tables.items():
             write_table(frame, folder / "tables" / f"{name}.parquet")
         about = {"part": cell.part, "label": cell.label, "settings": dict(cell.settings)}
-        write_json(folder / "cell.json", about | {"status": result.status, "message": result.message, **facts})
+        about |= {"status": result.status, "message": result.message, "files": _checksums(folder)}
+        write_json(folder / "cell.json", {**about, **facts})
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """Return the CRC-32 of every file below a folder by its path: enough to notice damage, not meant against malice."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): zlib.crc32(path.read_bytes()) for path in files}
+
+
+def set_damaged_aside(run: Run) -> list[str]:
+    """Move finished cells whose files are not what was written out of the way, so that they run again.
+
+    Returns:
+        A sentence for each: which cell, and where it lies now.
+
+    Raises:
+        StoreError: A damaged cell cannot be moved.
+    """
+    root = run.folder / "cells"
+    told = []
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if not _CELL_NAME.fullmatch(folder.name) or _whole(folder):
+            continue
+        aside = run.folder / "damaged" / f"{folder.name}-{uuid.uuid4().hex[:6]}"
+        try:
+            aside.parent.mkdir(exist_ok=True)
+            folder.rename(aside)
+        except OSError as error:
+            raise StoreError(f"Cannot move the damaged cell {folder}: {error.strerror}.") from error
+        told.append(f"Cell {folder.name} was damaged: it runs again, and what was left of it is in {aside}.")
+    return told
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        _read_cell(folder)
+        about = read_json(folder / "cell.json", what="cell")
+        files = about.get("files")
+        if files is None:  # written by an earlier gradlab
+            return all(len(read_table(path)) >= 0 for path in folder.rglob("*.parquet"))
+        found = {name: check for name, check in _checksums(folder).items() if name != "cell.json"}
+        return bool(found == files)
+    except (StoreError, OSError):
+        return False
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -253,8 +304,13 @@ def replace_file(path: Path, content: bytes) -> None:
             temporary.unlink()
 
 
-def find_run(text: str, out: Path) -> Path:
-    """Return the run a person means: a folder, or "<study>" or "<study>/<time>" under `out` (the latest of a study).
+def find_run(text: str, out: Path, *, latest: bool = True) -> Path:
+    """Return the run a person means: a folder, or "<study>/<time>" under `out`, or the latest of "<study>".
+
+    Args:
+        text: What the person wrote.
+        out: Folder that holds runs.
+        latest: Let a study's name stand for its latest run.
 
     Raises:
         StoreError: There is no such run.
@@ -262,7 +318,7 @@ def find_run(text: str, out: Path) -> Path:
     for folder in (Path(text), out / text):
         if os.path.exists(folder / "manifest.json"):  # noqa: PTH110  # unlike Path.exists, never raises
             return folder
-        runs = _runs_in(folder, "*")
+        runs = _runs_in(folder, "*") if latest else []
         if runs:
             return runs[-1]
     known = _runs_in(out, "*/*")
@@ -270,6 +326,23 @@ def find_run(text: str, out: Path) -> Path:
         names = [*dict.fromkeys(path.parent.name for path in known), *map(str, reversed(known))]
         raise StoreError(str(unknown("run", text, names)))
     raise StoreError(f"There is no run at {text}: 'gradlab run depth-sweep' makes one under {out}.")
+
+
+def latest_run(out: Path) -> Path:
+    """Return the run that was begun last, of any study.
+
+    Raises:
+        StoreError: There is none.
+    """
+    runs = all_runs(out)
+    if not runs:
+        raise StoreError(f"There is no run under {out}: 'gradlab run depth-sweep' makes one.")
+    return max(runs, key=lambda run: (_age(run)[1:], str(run)))
+
+
+def all_runs(out: Path) -> list[Path]:
+    """Return all runs under a folder, by study, the oldest of each first."""
+    return _runs_in(out, "*/*")
 
 
 def _runs_in(folder: Path, depth: str) -> list[Path]:

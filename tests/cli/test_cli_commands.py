@@ -38,7 +38,9 @@ def test_every_command_has_help(cli: Cli, name: str) -> None:
 
 def test_help_names_the_commands_in_the_order_of_their_use(cli: Cli) -> None:
     lines = [line.split()[0] for line in cli("--help").stdout.partition("Commands:")[2].splitlines() if line.strip()]
-    assert lines == ["list", "run", "show", "claims", "figures", "doctor"]
+    assert lines == [
+        "list", "run", "resume", "ls", "show", "claims", "figures", "compare", "rm", "diagnose", "doctor",
+    ]  # fmt: skip
 
 
 def test_the_version_is_that_of_the_package(cli: Cli) -> None:
@@ -200,7 +202,7 @@ def test_ctrl_c_while_drawing_says_that_all_is_kept(cli: Cli, tmp_path: Path) ->
     assert result.exit_code == 130
     assert result.stderr == (
         "gradlab: Stopped. 1 of 1 cells are finished and kept. "
-        f"Go on with: gradlab run toy --resume {folder.relative_to(tmp_path)} --data-dir .\n"
+        f"Go on with: gradlab resume {folder.relative_to(tmp_path)} --data-dir .\n"
     )
     assert sorted(path.name for path in (folder / "figures").iterdir()) == ["line.csv", "line.pdf", "line.png"]
     assert cli("figures", "toy").exit_code == 130
@@ -208,7 +210,7 @@ def test_ctrl_c_while_drawing_says_that_all_is_kept(cli: Cli, tmp_path: Path) ->
 
 def test_a_folder_with_a_space_is_quoted_in_what_to_type(cli: Cli) -> None:
     result = cli(*TOY, "--set", "trouble=data", "--out", "my runs")
-    assert "gradlab run toy --resume 'my runs/toy/" in result.stderr
+    assert "gradlab resume 'my runs/toy/" in result.stderr
 
 
 # -- doctor -----------------------------------------------------------------------------------------------------------

@@ -104,7 +104,11 @@ def test_reading_nothing_is_one_sentence(cli: Cli, command: str) -> None:
 def test_a_corrupt_run_is_one_sentence(cli: Cli, tmp_path: Path, command: str, name: str, content: str) -> None:
     assert cli(*TOY).exit_code == 0
     next((tmp_path / "runs").rglob(name)).write_text(content)
-    result = cli("run", "toy", "--resume", "toy") if command == "run" else cli(command, "toy")
+    result = cli("run", "toy", "--resume", "toy", "--workers", "0") if command == "run" else cli(command, "toy")
+    if command == "run" and name == "cell.json":  # a damaged cell runs again
+        assert result.exit_code == 0
+        assert "was damaged: it runs again, and what was left of it is in runs/toy/" in result.stdout
+        return
     one_sentence(result)
     assert result.exit_code == 1
 
@@ -179,7 +183,7 @@ def test_failed_cells_are_told_with_how_to_go_on(cli: Cli, tmp_path: Path) -> No
     folder = next((tmp_path / "runs" / "toy").iterdir()).relative_to(tmp_path)
     assert sentence == (
         "2 of 3 cells failed, first data: The data are damaged. 1 is finished and kept; to run the others: "
-        f"gradlab run toy --resume {folder}"
+        f"gradlab resume {folder}"
     )
     assert result.exit_code == 1
     assert "Decided without 2 of 3 cells" in result.stdout

@@ -118,7 +118,7 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_does_the_rest(
     assert code == 130
     assert errors == (
         f"gradlab: Stopped. {len(finished)} of 8 cells are finished and kept. "
-        f"Go on with: gradlab run toy --resume {run.folder.relative_to(tmp_path)}\n"
+        f"Go on with: gradlab resume {run.folder.relative_to(tmp_path)}\n"
     )
     assert sweep.lines[-1] == "Stopping: running cells end at their next step; Ctrl-C again ends them now.\n"
     assert 2 <= len(finished) < 8

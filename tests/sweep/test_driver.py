@@ -123,7 +123,7 @@ def test_claims_are_written_as_they_are_returned(done: Run, toy: Any) -> None:
 
 def test_claims_of_an_empty_run_are_refused(start: Start, toy: Any) -> None:
     run = start(*SMALL)
-    with pytest.raises(StoreError, match=r"is empty: none of its 2 cells is finished; 'gradlab run toy --resume"):
+    with pytest.raises(StoreError, match=r"is empty: none of its 2 cells is finished; 'gradlab resume "):
         judge(toy.STUDY, run)
     assert not (run.folder / "claims.json").exists()
 

@@ -185,7 +185,7 @@ def test_workers_that_cannot_start_are_one_failure(
     run = start("value=1", "seeds=2")
     cells = toy.plan(toy.Settings(value=(1,), seeds=2))
     job = Job(run=toy.run, folder=run.folder, device="cpu", data_dir=None)
-    monkeypatch.setattr(engine, "_start_worker", os._exit)  # takes one argument and gets two
+    monkeypatch.setattr(engine, "_start_worker", os._exit)  # takes one argument and gets three
     outcomes = list(run_cells(job, cells, workers=2, progress=lambda *_: None))
     capfd.readouterr()  # what the processes said
     assert [outcome.status for outcome in outcomes] == ["failed", "failed"]

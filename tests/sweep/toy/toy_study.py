@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradlab.analysis.claims import Claim
     from gradlab.study import Results
 
-TROUBLE = ("raise", "data", "resource", "diverge", "exit", "kill", "kill once", "hang", "library", "table")
+TROUBLE = ("raise", "data", "resource", "diverge", "exit", "kill", "kill once", "hang", "hang hard", "library", "table")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +92,9 @@ def trouble(how: str) -> CellResult:
             Path(os.environ["TOY_ONCE"]).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "hang":
+        time.sleep(120)
+    if how == "hang hard":  # where no signal is handled
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         time.sleep(120)
     errors = {
         "raise": ValueError("two\nlines"),

@@ -1,0 +1,137 @@
+"""One cell run to its end in whatever process: what every engine shares."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradlab.errors import GradlabError, StoreError
+from gradlab.study import Cell, CellContext, CellResult
+from gradlab.sweep.store import finished_cell, save_cell
+
+__all__ = ["Job", "Outcome", "Progress", "Stopped", "limit_message", "run_cell"]
+
+#: Called in the driver with (cell, steps done, steps in all, loss or None).
+Progress = Callable[[Cell, int, int, float | None], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a cell ended: "done", "diverged", "failed" or "stopped", with one sentence where there is one."""
+
+    cell: Cell
+    status: str
+    message: str = ""
+    seconds: float = 0.0
+    exit_code: int = 0
+    fatal: bool = False  # it could not be stored, and so it will go with the cells to come
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What every cell of a run shares: plain data and an importable function, so that it can be sent anywhere.
+
+    Args:
+        run: Runs one cell.
+        folder: The run's folder.
+        device: Name of the device.
+        data_dir: Where data sets lie, if the user said.
+        limit: Seconds that a cell may take; 0 for no limit.
+    """
+
+    run: Callable[[Cell, CellContext], CellResult]
+    folder: Path
+    device: str
+    data_dir: Path | None
+    limit: float = 0.0
+
+
+class Stopped(BaseException):  # no error: it passes through "except Exception" in a cell
+    """The sweep is being stopped."""
+
+
+class _TimedOut(BaseException):
+    """The cell has run past its limit."""
+
+
+def limit_message(limit: float) -> str:
+    """Return the sentence for a cell that ran past its limit."""
+    return f"It ran past its limit of {limit:g} s: raise --limit, or look for a hang in it."
+
+
+def run_cell(job: Job, cell: Cell, report: Callable[[int, int, float | None], None]) -> Outcome:
+    """Run one cell in this process and store what it measured; failures come back as an outcome, never raised."""
+    from gradlab.runtime import explain_memory, resolve_device, seed_everything
+
+    wall, cpu = time.perf_counter(), time.process_time()
+    device = None
+    try:
+        device = resolve_device(job.device)
+        seed_everything(int(cell.settings.get("seed", 0)))
+        with _alarm(job.limit):
+            result = job.run(cell, CellContext(device=device, data_dir=job.data_dir, progress=report))
+        seconds = time.perf_counter() - wall
+        facts = {"seconds": seconds, "cpu_seconds": time.process_time() - cpu, "device": job.device}
+        try:
+            save_cell(job.folder, cell, result, facts)
+        except StoreError as error:
+            return _not_stored(job, cell, error)
+        return Outcome(cell=cell, status=result.status, message=result.message, seconds=seconds)
+    except Stopped:
+        return Outcome(cell=cell, status="stopped")
+    except _TimedOut:
+        return Outcome(cell=cell, status="failed", message=limit_message(job.limit), exit_code=1)
+    except GradlabError as error:
+        return Outcome(cell=cell, status="failed", message=str(error), exit_code=error.exit_code)
+    except Exception as error:
+        told = device and explain_memory(
+            error, doing=f"cell {cell.label}", lower="batch_size, width or depth", device=device
+        )
+        if told:
+            return Outcome(cell=cell, status="failed", message=str(told), exit_code=told.exit_code)
+        return _bug(job, cell, error)
+
+
+def _not_stored(job: Job, cell: Cell, error: StoreError) -> Outcome:
+    """Say that a cell could not be stored, unless another process stored the same one a moment before."""
+    with suppress(StoreError):
+        if (stored := finished_cell(job.folder, cell.key)) is not None:
+            return Outcome(cell=cell, status=stored.status, message=stored.message)
+    return Outcome(cell=cell, status="failed", message=str(error), exit_code=error.exit_code, fatal=True)
+
+
+def _bug(job: Job, cell: Cell, error: Exception) -> Outcome:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {error}"
+    with suppress(OSError):  # the full story stays with the run; the table shows one line
+        log = job.folder / "errors" / f"{cell.key}.txt"
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        text = f"{text.rstrip('.')}. The whole error is in {log}."
+    return Outcome(cell=cell, status="failed", message=" ".join(text.split()), exit_code=1)
+
+
+@contextmanager
+def _alarm(limit: float) -> Iterator[None]:
+    """Raise in this thread when the limit has passed; the engine ends what hangs where no signal is handled."""
+    main = threading.current_thread() is threading.main_thread()
+    if not limit or not main or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise _TimedOut
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before if before is not None else signal.SIG_DFL)
