@@ -7,20 +7,12 @@ from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from gradlab.benchmarks.diagnosis.batches import (
-    images,
-    reproduction,
-)
-from gradlab.benchmarks.diagnosis.blocks import (
-    ACTIVATIONS,
-    chain,
-    dead_bias,
-    initialize,
-    net_case,
-)
-from gradlab.benchmarks.diagnosis.case import Case
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from gradlab.benchmarks.diagnosis.batches import images, reproduction
+from gradlab.benchmarks.diagnosis.blocks import ACTIVATIONS, chain, dead_bias, initialize, net_case
+from gradlab.benchmarks.diagnosis.case import Case
 
 __all__ = ["CASES"]
 

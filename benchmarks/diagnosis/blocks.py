@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
-from gradlab.benchmarks.diagnosis.case import Batches, Case, Job, Label, Loss
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from gradlab.benchmarks.diagnosis.case import Batches, Case, Job, Label, Loss
 
 __all__ = [
     "ACTIVATIONS",

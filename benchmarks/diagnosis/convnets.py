@@ -7,20 +7,12 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from gradlab.benchmarks.diagnosis.batches import (
-    images,
-)
-from gradlab.benchmarks.diagnosis.blocks import (
-    ACTIVATIONS,
-    dead_bias,
-    initialize,
-    job,
-    net_case,
-    norm_layer,
-)
-from gradlab.benchmarks.diagnosis.case import Case, Job
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from gradlab.benchmarks.diagnosis.batches import images
+from gradlab.benchmarks.diagnosis.blocks import ACTIVATIONS, dead_bias, initialize, job, net_case, norm_layer
+from gradlab.benchmarks.diagnosis.case import Case, Job
 
 __all__ = ["CASES", "ResidualConv", "conv_chain"]
 

@@ -6,19 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gradlab.benchmarks.diagnosis.batches import (
-    regression,
-    vectors,
-)
-from gradlab.benchmarks.diagnosis.blocks import (
-    chain,
-    initialize,
-    job,
-)
-from gradlab.benchmarks.diagnosis.case import Case, Job, Loss
-from gradlab.benchmarks.diagnosis.mlps import chain_case
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from gradlab.benchmarks.diagnosis.batches import regression, vectors
+from gradlab.benchmarks.diagnosis.blocks import chain, initialize, job
+from gradlab.benchmarks.diagnosis.case import Case, Job, Loss
+from gradlab.benchmarks.diagnosis.mlps import chain_case
 
 __all__ = ["CASES"]
 

@@ -7,23 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gradlab.benchmarks.diagnosis.batches import (
-    images,
-    sequences,
-    tokens,
-    vectors,
-)
-from gradlab.benchmarks.diagnosis.blocks import (
-    chain,
-    each_step,
-    job,
-)
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from gradlab.benchmarks.diagnosis.batches import images, sequences, tokens, vectors
+from gradlab.benchmarks.diagnosis.blocks import chain, each_step, job
 from gradlab.benchmarks.diagnosis.case import Batches, Case, Job
 from gradlab.benchmarks.diagnosis.convnets import conv_chain
 from gradlab.benchmarks.diagnosis.recurrents import Reader
 from gradlab.benchmarks.diagnosis.transformers import Decoder
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 __all__ = ["CASES"]
 

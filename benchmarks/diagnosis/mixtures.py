@@ -6,23 +6,14 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from gradlab.benchmarks.diagnosis.batches import (
-    images,
-    sequences,
-    tokens,
-    vectors,
-)
-from gradlab.benchmarks.diagnosis.blocks import (
-    chain,
-    each_step,
-    initialize,
-    net_case,
-)
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from gradlab.benchmarks.diagnosis.batches import images, sequences, tokens, vectors
+from gradlab.benchmarks.diagnosis.blocks import chain, each_step, initialize, net_case
 from gradlab.benchmarks.diagnosis.case import Case, Job
 from gradlab.benchmarks.diagnosis.recurrents import Reader, recurrent_matrix
 from gradlab.benchmarks.diagnosis.transformers import Decoder
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 __all__ = ["CASES"]
 

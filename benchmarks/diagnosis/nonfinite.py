@@ -9,23 +9,15 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from gradlab.benchmarks.diagnosis.batches import (
-    images,
-    regression,
-    sequences,
-    tokens,
-    vectors,
-)
-from gradlab.benchmarks.diagnosis.blocks import (
-    chain,
-    job,
-)
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from gradlab.benchmarks.diagnosis.batches import images, regression, sequences, tokens, vectors
+from gradlab.benchmarks.diagnosis.blocks import chain, job
 from gradlab.benchmarks.diagnosis.case import Batches, Case, Job
 from gradlab.benchmarks.diagnosis.convnets import ResidualConv, conv_chain
 from gradlab.benchmarks.diagnosis.recurrents import Reader
 from gradlab.benchmarks.diagnosis.transformers import Attention
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 __all__ = ["CASES"]
 

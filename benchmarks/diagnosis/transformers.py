@@ -7,17 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from gradlab.benchmarks.diagnosis.batches import (
-    images,
-    tokens,
-)
-from gradlab.benchmarks.diagnosis.blocks import (
-    each_step,
-    net_case,
-)
-from gradlab.benchmarks.diagnosis.case import Case
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from gradlab.benchmarks.diagnosis.batches import images, tokens
+from gradlab.benchmarks.diagnosis.blocks import each_step, net_case
+from gradlab.benchmarks.diagnosis.case import Case
 
 __all__ = ["CASES", "Attention", "Decoder", "scale_linear"]
 

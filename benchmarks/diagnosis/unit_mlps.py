@@ -8,18 +8,13 @@ from functools import partial
 from typing import cast
 
 import torch
-from gradlab.benchmarks.diagnosis.batches import (
-    regression,
-    vectors,
-)
-from gradlab.benchmarks.diagnosis.blocks import (
-    chain,
-    job,
-)
-from gradlab.benchmarks.diagnosis.case import Case, Job, train_step
-from gradlab.benchmarks.diagnosis.mlps import chain_case
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from gradlab.benchmarks.diagnosis.batches import regression, vectors
+from gradlab.benchmarks.diagnosis.blocks import chain, job
+from gradlab.benchmarks.diagnosis.case import Case, Job, train_step
+from gradlab.benchmarks.diagnosis.mlps import chain_case
 
 __all__ = ["CASES"]
 

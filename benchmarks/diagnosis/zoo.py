@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from gradlab.benchmarks.diagnosis import (
     autoencoders,
     convnets,
@@ -19,8 +21,6 @@ from gradlab.benchmarks.diagnosis import (
 )
 from gradlab.benchmarks.diagnosis.case import Case, seeded, train
 from gradlab.benchmarks.diagnosis.split import half_of
-from torch import nn
-
 from gradlab.errors import unknown
 from gradlab.probes.watch import watch
 
