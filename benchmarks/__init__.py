@@ -1,1 +1,1 @@
-"""What gradlab is measured by: the cost of watching, and the zoo of labelled nets; installed as `gradlab.benchmarks`."""
+"""What watching costs, and what diagnoses are worth on a zoo of labelled nets; installed as `gradlab.benchmarks`."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from gradlab.benchmarks.diagnosis.case import Batches
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-
-from gradlab.benchmarks.diagnosis.case import Batches
 
 __all__ = ["images", "one_hot_vectors", "regression", "reproduction", "sequences", "tokens", "vectors"]
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from gradlab.benchmarks.diagnosis.case import Batches, Job, Loss
+from gradlab.benchmarks.diagnosis.case import Batches, Case, Job, Label, Loss
 
-__all__ = ["ACTIVATIONS", "chain", "each_step", "initialize", "job", "norm_layer", "optimizer_of"]
+__all__ = [
+    "ACTIVATIONS",
+    "chain",
+    "dead_bias",
+    "each_step",
+    "initialize",
+    "job",
+    "net_case",
+    "norm_layer",
+    "optimizer_of",
+]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -129,3 +139,48 @@ def job(
 def each_step(scores: Tensor, target: Tensor) -> Tensor:
     """Return the cross entropy over all steps; scores (batch, length, classes), target (batch, length)."""
     return F.cross_entropy(scores.flatten(0, 1), target.flatten())
+
+
+def dead_bias(net: nn.Module, name: str, share: float) -> nn.Module:
+    """Take 20 off the biases of the first `share` of a layer's units, and return the net."""
+    bias = cast(nn.Conv2d, net.get_submodule(name)).bias
+    assert bias is not None
+    with torch.no_grad():
+        bias[: round(share * len(bias))] -= 20
+    return net
+
+
+def net_case(
+    name: str,
+    label: Label,
+    why: str,
+    model: Callable[[], nn.Module],
+    *,
+    family: str,
+    batches: Callable[[], Batches],
+    loss: Loss,
+    axis: str = "",
+    places: tuple[str, ...] = (),
+    cuts: tuple[str, ...] = (),
+    **training: Any,
+) -> Case:
+    """Return the case of a net.
+
+    Args:
+        name: Of the case.
+        label: Of the case.
+        why: Of the case.
+        model: Makes the net.
+        family: Of the case.
+        batches: Makes the batches.
+        loss: Of output and target.
+        axis: Of the case.
+        places: Of the case.
+        cuts: Of the case.
+        training: Further arguments of `job`.
+    """
+
+    def build() -> Job:
+        return job(model(), batches(), loss, **training)
+
+    return Case(name=name, family=family, label=label, build=build, why=why, axis=axis, places=places, cuts=cuts)

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from gradlab.benchmarks.diagnosis import convnets, faults, mlps, recurrents, sick_mlps, transformers
+from gradlab.benchmarks.diagnosis import (
+    autoencoders,
+    convnets,
+    deep_mlps,
+    frozen,
+    mixtures,
+    mlps,
+    nonfinite,
+    recurrents,
+    transformers,
+    unit_mlps,
+)
 from gradlab.benchmarks.diagnosis.case import Case, seeded, train
 from gradlab.benchmarks.diagnosis.split import half_of
 from gradlab.errors import unknown
@@ -38,7 +49,7 @@ def cases(split: str = "all") -> tuple[Case, ...]:
 
 @cache
 def _all() -> tuple[Case, ...]:
-    parts = (mlps, sick_mlps, convnets, recurrents, transformers, faults)
+    parts = (mlps, deep_mlps, unit_mlps, convnets, autoencoders, recurrents, transformers, mixtures, nonfinite, frozen)
     return tuple(case for part in parts for case in part.CASES)
 
 

@@ -65,7 +65,11 @@ def diagnose(trace: Trace, *, rules: str = OWN_RULES) -> Diagnosis:
         raise DataError("The trace is empty: no step was closed while the model was watched.")
     if rules == OWN_RULES:
         return Diagnosis(findings=tuple(_findings(trace)), notes=tuple(_notes(trace)), rules=rules)
-    raise unknown("rules", rules, [OWN_RULES])
+    from gradlab.analysis.published_rules import RULES
+
+    if rules not in RULES:
+        raise unknown("rules", rules, [OWN_RULES, *RULES])
+    return Diagnosis(findings=RULES[rules](trace), rules=rules)
 
 
 def _kind(value: object) -> str:

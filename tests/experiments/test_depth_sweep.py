@@ -10,11 +10,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from gradlab.experiments import depth_sweep
-from gradlab.experiments.depth_sweep import PRESETS, PROFILED, STUDY, Settings
 
 from gradlab.analysis.claims import Verdict
 from gradlab.errors import UsageError
+from gradlab.experiments import depth_sweep
+from gradlab.experiments.depth_sweep import PRESETS, PROFILED, STUDY, Settings
 from gradlab.study import CellContext, parse_settings, settings_from
 from gradlab.sweep.store import Run, create_run, save_cell
 
