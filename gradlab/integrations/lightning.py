@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any, Unpack, final
 
 from gradlab.errors import GradlabError
@@ -68,8 +67,8 @@ class GradlabCallback(Callback):
         self._watch.end(save=trainer.is_global_zero)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
-        """Detach and save what there is; a failure to save does not hide the error that ended the training."""
+        """Detach and save what there is; a failure to save is noted on the error that ended the training."""
         try:
             self._watch.end(save=trainer.is_global_zero)
         except GradlabError as error:
-            warnings.warn(f"The trace was not saved: {error}", RuntimeWarning, stacklevel=2)
+            exception.add_note(f"The trace was not saved: {error}")

@@ -72,7 +72,7 @@ def metric_name(tag: str) -> str:
 
     Example:
         >>> metric_name("layers.grad_norm/encoder.0"), metric_name("layers.grad_norm/relu(x)")
-        ('layers.grad_norm/encoder.0', 'layers.grad_norm/relu_x_-b86fb2ee')
+        ('layers.grad_norm/encoder.0', 'layers.grad_norm/relu_x_-6e166a3a')
     """
     head, slash, label = tag.partition("/")
     legal = f"{head}{slash}{re.sub(r'[^A-Za-z0-9_. -]', '_', label)}"
