@@ -15,6 +15,7 @@ import pandas as pd
 
 from gradlab.errors import StoreError, UsageError
 from gradlab.storage import atomic_folder, read_json, read_table, write_json, write_table
+from gradlab.trace_html import trace_html
 
 __all__ = ["SCHEMA", "SCHEMA_VERSION", "Trace"]
 
@@ -191,6 +192,10 @@ class Trace:
     def __repr__(self) -> str:
         rows = ", ".join(f"{name} {len(frame)}" for name, frame in self._tables.items() if len(frame))
         return f"Trace({rows or 'empty'})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what was recorded and what was not seen, all texts escaped."""
+        return trace_html(self._tables, self._info)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Trace):

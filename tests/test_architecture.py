@@ -15,7 +15,7 @@ PACKAGE = ROOT / "gradlab"
 # A room imports only from rooms of a lower number (and itself).
 LEVELS = {
     "errors": 0,
-    "storage": 1,
+    "storage": 1, "trace_html": 1,
     "trace": 2,
     "runtime": 3, "nets": 3, "tasks": 3, "probes": 3,
     "training": 4, "surgery": 4,
@@ -31,7 +31,7 @@ LEVELS = {
     "__main__": 13,
     "__init__": 14,
 }  # fmt: skip
-TORCH_FREE = ("errors", "storage", "trace", "analysis", "plots", "study", "catalog", "claims_report")
+TORCH_FREE = ("errors", "storage", "trace", "trace_html", "analysis", "plots", "study", "catalog", "claims_report")
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -88,7 +88,8 @@ class TrainerWatch:
         if self._probe is None or not self.recording:
             return
         loss = loss.detach()
-        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
+        if loss.dtype.itemsize < 4:
+            loss = loss.float()  # micro-batches add up without rounding to 8 bits
         if scaled and self._scaler is not None:
             loss = loss / self._scaler.scale(torch.ones_like(loss))
         step = self._probe.step_number
