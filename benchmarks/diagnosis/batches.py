@@ -22,7 +22,8 @@ def _normal(number: int, *shape: int) -> Tensor:
 
 
 def _teacher(features: int, outputs: int) -> Tensor:
-    return _normal(-1, features, outputs) / features**0.5
+    scale: float = features**0.5
+    return _normal(-1, features, outputs) / scale
 
 
 def vectors(
