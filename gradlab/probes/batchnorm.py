@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any, final
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradlab.probes.buffer import Rows, StepBuffer
-from gradlab.probes.hooks import CallGate, Hook
+from gradlab.probes.hooks import CallGate, LayerHook
 from gradlab.probes.log import TableLog
 from gradlab.probes.reduce import can_reduce, norm_of, statistics
 
@@ -56,8 +57,9 @@ class BatchNormProbe:
         self._buffer = buffer
         self._generation = 0
         self._entries: dict[int, _Entry] = {}  # by place in the order of execution
-        self._before: dict[str, tuple[torch.Tensor, torch.Tensor] | None] = {}
-        self._places: dict[str, int] = {}
+        # By layer and thread: a call in another thread may come between a call's two hooks.
+        self._before: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor] | None] = {}
+        self._places: dict[tuple[str, int], int] = {}
         self._log = TableLog(
             ("layer", "call", "training", "channels"), (*_STATE, "grad_gain", "act_gain")
         )  # fmt: skip
@@ -66,28 +68,30 @@ class BatchNormProbe:
         """Register the hooks and return their handles."""
         handles: list[Any] = []
         for name, module in self._layers:
-            handles.append(module.register_forward_pre_hook(Hook(self._pre_hook(name))))
+            handles.append(module.register_forward_pre_hook(LayerHook(self._pre_hook(name))))
             # First among the module's hooks: a hook of the user's may change the output in place.
-            after = Hook(self._forward_hook(name))
+            after = LayerHook(self._forward_hook(name))
             handles.append(module.register_forward_hook(after, prepend=True, with_kwargs=True))
         return handles
 
     def _pre_hook(self, layer: str) -> Callable[[_BatchNorm, Any], None]:
         def before(module: _BatchNorm, _: Any) -> None:
-            self._places.pop(layer, None)
+            key = (layer, get_ident())
+            self._places.pop(key, None)
             place = self.gate.admit(layer)
             if place is None:
                 return
-            self._places[layer] = place
+            self._places[key] = place
             with torch.no_grad():
                 mean, var = module.running_mean, module.running_var
-                self._before[layer] = None if mean is None or var is None else (mean.clone(), var.clone())
+                self._before[key] = None if mean is None or var is None else (mean.clone(), var.clone())
 
         return before
 
     def _forward_hook(self, layer: str) -> Callable[[_BatchNorm, Any, Any, Any], None]:
         def after(module: _BatchNorm, args: Any, named: Any, output: torch.Tensor) -> None:
-            place = self._places.pop(layer, None)
+            key = (layer, get_ident())
+            place = self._places.pop(key, None)
             if place is None:
                 return
             x: torch.Tensor = args[0] if args else named["input"]
@@ -95,7 +99,7 @@ class BatchNormProbe:
                 return
             by_batch = module.training or module.running_mean is None
             with torch.no_grad():
-                state = self._state(module, x.detach(), output, self._before.pop(layer, None))
+                state = self._state(module, x.detach(), output, self._before.pop(key, None))
                 slots = (
                     self._buffer.reduce_shared(x),
                     self._buffer.reduce_shared(output),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -77,7 +78,10 @@ class StepBuffer:
     """
 
     def __init__(self) -> None:
+        #: Number of the open step's span: a gradient scaler may change its scale from one to the next.
+        self.span = 0
         self._slots = 0
+        self._lock = threading.RLock()  # backward passes of several devices run in threads of their own
         self._host = _HostRows()
         self._kernel = native.kernel()
         self._devices: dict[torch.device, _DeviceRows] = {}
@@ -86,6 +90,10 @@ class StepBuffer:
 
     def reduce(self, x: torch.Tensor, *, moments: bool = True, norm_only: bool = False) -> int:
         """Reduce a tensor into the next slot and return the slot; no gradient is followed."""
+        with self._lock:
+            return self._reduce(x, moments, norm_only)
+
+    def _reduce(self, x: torch.Tensor, moments: bool, norm_only: bool) -> int:
         slot = self._take()
         native_type = x.dtype is torch.float32 and x.is_cpu and has_memory(x)
         if self._kernel is not None and native_type and is_dense(x) and (n := x.numel()):
@@ -106,9 +114,10 @@ class StepBuffer:
         """Reduce new - old into the next slot, as far as its norm needs; `old` may be overwritten."""
         native_types = new.is_cpu and new.dtype is old.dtype is torch.float32 and has_memory(new) and has_memory(old)
         if self._kernel is not None and native_types and new.is_contiguous() and old.is_contiguous() and new.numel():
-            slot = self._take()
-            self._kernel.norm_at(new.data_ptr(), old.data_ptr(), new.numel(), self._host.address(slot))
-            return slot
+            with self._lock:
+                slot = self._take()
+                self._kernel.norm_at(new.data_ptr(), old.data_ptr(), new.numel(), self._host.address(slot))
+                return slot
         with torch.no_grad():
             return self.reduce(old.neg_().add_(new.detach()), norm_only=True)
 
@@ -129,29 +138,31 @@ class StepBuffer:
 
     def values(self, values: list[torch.Tensor]) -> int:
         """Put one to eight one-entry tensors of one device into the next slot and return it."""
-        slot = self._take()
         dtype = _wide(values[0].device)
         stacked = torch.stack([value.detach().reshape(()).to(dtype) for value in values])
-        if stacked.device.type == "cpu":
-            self._host.put(slot, tuple(stacked.tolist()))
-        else:
-            row = self._rows(stacked.device).next_row(slot)
-            row[: len(values)].copy_(stacked)
-        return slot
+        with self._lock:
+            slot = self._take()
+            if stacked.device.type == "cpu":
+                self._host.put(slot, tuple(stacked.tolist()))
+            else:
+                row = self._rows(stacked.device).next_row(slot)
+                row[: len(values)].copy_(stacked)
+            return slot
 
     def block(self, values: torch.Tensor) -> int:
         """Put the rows of a tensor, shape (k, at most 8), into the next k slots and return the first of them."""
-        first, (count, width) = self._slots, values.shape
-        self._slots += count
-        values = values.detach()
-        if values.device.type == "cpu":
-            self._host.address(self._slots)
-            self._host.array[first : self._slots] = np.nan
-            self._host.array[first : self._slots, :width] = values.numpy()
-        else:
-            slots = range(first, self._slots)
-            self._rows(values.device).next_rows(slots)[:, :width].copy_(values)
-        return first
+        values, (count, width) = values.detach(), values.shape
+        with self._lock:
+            first = self._slots
+            self._slots += count
+            if values.device.type == "cpu":
+                self._host.address(self._slots)
+                self._host.array[first : self._slots] = np.nan
+                self._host.array[first : self._slots, :width] = values.numpy()
+            else:
+                slots = range(first, self._slots)
+                self._rows(values.device).next_rows(slots)[:, :width].copy_(values)
+            return first
 
     def _take(self) -> int:
         self._slots += 1
@@ -164,7 +175,7 @@ class StepBuffer:
 
     def discard(self) -> None:
         """Forget the rows of the open step."""
-        self._slots = 0
+        self._slots = self.span = 0
         self._shared.clear()
         for rows in self._devices.values():
             rows.slots = []

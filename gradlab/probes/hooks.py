@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["CallGate", "Hook", "MethodHook", "recomputing", "tensors_in"]
+__all__ = ["CallGate", "Hook", "LayerHook", "MethodHook", "recomputing", "tensors_in"]
 
 _REMEMBERED_CALLS = 64  # of a layer in a step: bounds what a long evaluation between two steps leaves behind
 
@@ -43,6 +44,18 @@ class Hook:
 
     def __deepcopy__(self, _: object) -> Callable[..., None]:
         return _inert
+
+
+class LayerHook(Hook):
+    """A hook on a module's call. torch.compile would trace it into its graph, or break the graph there.
+
+    Neither leaves the compiled run as it is without a watch, so inside torch.compile the hook does nothing.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return None if torch.compiler.is_compiling() else self._call(*args, **kwargs)
 
 
 class MethodHook(Hook):
@@ -78,13 +91,23 @@ class CallGate:
         self.recording = False
         self.calls_without_grad = 0
         self._without_grad = without_grad
+        self._lock = threading.Lock()
         self._calls = 0
         self._first_runs: dict[str, deque[tuple[int, bool]]] = {}
+
+    @property
+    def calls(self) -> int:
+        """Forward calls in the open step so far."""
+        return self._calls
 
     def admit(self, layer: str) -> int | None:
         """Return the place of a call that begins now in the order of execution, or None if it is not recorded."""
         if not self.recording:
             return None
+        with self._lock:
+            return self._admit(layer)
+
+    def _admit(self, layer: str) -> int | None:
         with_grad = torch.is_grad_enabled()
         runs = self._first_runs.setdefault(layer, deque(maxlen=_REMEMBERED_CALLS))
         if recomputing():

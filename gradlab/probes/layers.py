@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradlab.probes.buffer import Rows, StepBuffer
-from gradlab.probes.hooks import CallGate, Hook, tensors_in
+from gradlab.probes.hooks import CallGate, LayerHook, tensors_in
 from gradlab.probes.log import TableLog
 from gradlab.probes.reduce import can_reduce, statistics
 
@@ -24,11 +24,12 @@ _GRAD = ("norm", "abs_max", "zero_fraction", "nonfinite")
 class _Entry:
     """One recorded output: what it is, and where its rows lie. Holds no activation."""
 
-    __slots__ = ("act_slot", "grad_slot", "kind", "layer", "path", "size")
+    __slots__ = ("act_slot", "grad_slot", "kind", "layer", "path", "size", "span")
 
     def __init__(self, layer: str, kind: str, path: str, size: int, act_slot: int) -> None:
         self.layer, self.kind, self.path, self.size, self.act_slot = layer, kind, path, size, act_slot
         self.grad_slot: int | None = None
+        self.span = 0
 
 
 @final
@@ -59,7 +60,7 @@ class LayerProbe:
 
     def attach(self) -> list[Any]:
         """Register the forward hooks and return their handles."""
-        return [module.register_forward_hook(Hook(self._forward_hook(name))) for name, module in self._layers]
+        return [module.register_forward_hook(LayerHook(self._forward_hook(name))) for name, module in self._layers]
 
     def _forward_hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
         def forward(module: nn.Module, _: Any, output: Any) -> None:
@@ -97,7 +98,7 @@ class LayerProbe:
                     return
                 if entry.grad_slot is not None:
                     self.not_seen.setdefault(layer, "several backward passes reached one output; the last is recorded")
-                entry.grad_slot = self._buffer.reduce(grad, moments=False)
+                entry.grad_slot, entry.span = self._buffer.reduce(grad, moments=False), self._buffer.span
 
             handle = tensor.register_hook(backward)
             if tensor.grad_fn is None:  # a parameter or input handed through: it outlives the step and its graph
@@ -118,8 +119,8 @@ class LayerProbe:
             handle.remove()
         self._leaf_hooks = []
 
-    def close_step(self, step: int) -> Callable[[Rows, float], None]:
-        """End the step; the function returned takes its rows, and the loss scale, once they are on the host."""
+    def close_step(self, step: int) -> Callable[[Rows, Sequence[float]], None]:
+        """End the step; the function returned takes its rows, and the loss scale of each span, on the host."""
         placed = sorted(self._entries.items(), key=lambda item: item[0][0])  # stable: outputs stay in their order
         self.discard()
         calls: dict[str, dict[int, int]] = {}  # layer -> place -> call
@@ -131,9 +132,11 @@ class LayerProbe:
         act_slots = [entry.act_slot for _, entry in placed]
         grad_slots = [-1 if entry.grad_slot is None else entry.grad_slot for _, entry in placed]
         sizes = np.array([entry.size for _, entry in placed], dtype=np.int64)
+        spans = [entry.span for _, entry in placed]
         self.ran.update(str(key[0]) for key in keys)
 
-        def deliver(rows: Rows, loss_scale: float) -> None:
+        def deliver(rows: Rows, loss_scales: Sequence[float]) -> None:
+            loss_scale = np.array([loss_scales[span] for span in spans])
             padded = np.vstack([rows, np.full((1, rows.shape[1]), np.nan)])  # slot -1: no gradient came
             act = statistics(padded[act_slots], sizes)
             grad = statistics(padded[grad_slots], sizes)

@@ -11,136 +11,196 @@ from torch import nn
 
 from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.log import TableLog
-from gradlab.probes.reduce import can_reduce, norm_of
+from gradlab.probes.reduce import can_reduce, is_distributed, norm_of
+from gradlab.probes.sharded import ShardedRows
 
-__all__ = ["ParameterProbe", "StepScales", "describe_parameters"]
+__all__ = ["ParameterProbe", "ReadScale", "clip_coefficient", "describe_parameters"]
 
 _NONFINITE = 7  # place of the count in a row
+_WEIGHT, _GRAD, _UPDATE = range(3)
+_NONE = -1  # slot of what was not read
 
 
-class StepScales(NamedTuple):
-    """What a step's numbers are divided by: one where nothing was scaled."""
+class ReadScale(NamedTuple):
+    """What the gradients of one reading are divided by: numbers (float), or the slots (int) that hold them."""
 
-    loss: float
-    params: float
-    clip: float
+    loss: int | float = 1.0
+    clip_norm: int | float = float("nan")
+    clip_max: int | float = float("nan")
 
 
 def describe_parameters(
-    params: Sequence[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer | None
+    params: Sequence[tuple[str, nn.Parameter]], optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, Any]:
     """Return facts about parameters as plain JSON data, as they are when the recording begins.
 
     Args:
         params: Parameters by dotted path.
-        optimizer: The optimizer, if one is known.
+        optimizers: The optimizers, as far as they are known.
 
     Returns:
         params: name, shape and dtype of each; params_without_grad: names of those with requires_grad=False (frozen on
-        purpose); params_not_optimized: names of the others that the optimizer does not hold; optimizer: its class.
+        purpose); params_not_optimized: names of the others that no optimizer holds; optimizer: its class, of several
+        their classes with ", " between them.
     """
-    held = None if optimizer is None else {id(p) for group in optimizer.param_groups for p in group["params"]}
-    left_out = [name for name, param in params if param.requires_grad and held is not None and id(param) not in held]
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    left_out = [name for name, param in params if param.requires_grad and optimizers and id(param) not in held]
     return {
         "params": [[name, list(param.shape), str(param.dtype).removeprefix("torch.")] for name, param in params],
         "params_without_grad": [name for name, param in params if not param.requires_grad],
         "params_not_optimized": left_out,
-        "optimizer": None if optimizer is None else type(optimizer).__name__,
+        "optimizer": ", ".join(type(optimizer).__name__ for optimizer in optimizers) or None,
     }
 
 
 @final
 class ParameterProbe:
-    """Reads parameters and gradients when the optimizer is about to step, and parameters again after it.
+    """Reads parameters and gradients when an optimizer is about to step, and its parameters again after it.
+
+    A parameter is looked up by its module and name at each reading: a model may be given new ones on the way.
 
     Args:
-        params: Parameters by dotted path, each once.
+        model: The watched model; its parameters are those it has now, a shared one once.
         buffer: Where rows go.
-        updated: Ids of the parameters that the optimizer updates; of the others no update is known.
     """
 
-    def __init__(
-        self, params: Sequence[tuple[str, nn.Parameter]], buffer: StepBuffer, updated: Collection[int] = ()
-    ) -> None:
-        self._params, self._buffer = list(params), buffer
-        self._updated = frozenset(updated)
-        self._keys = [(name, name.rpartition(".")[0], param.numel()) for name, param in self._params]
+    def __init__(self, model: nn.Module, buffer: StepBuffer) -> None:
+        self._buffer = buffer
+        named = list(model.named_parameters())
+        self.names = [name for name, _ in named]
+        self._owners = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name, _ in named]
+        self._keys = [(name, name.rpartition(".")[0], param.numel()) for name, param in named]
+        self.with_grad: set[str] = set()  # layers whose parameters had a gradient in a recorded step
+        self.not_seen: dict[str, str] = {}
+        sharded = {place: param for place, (_, param) in enumerate(named) if is_distributed(param)}
+        self._sharded = ShardedRows(sharded, buffer) if sharded else None
+        self._sharded_places = frozenset(sharded)
         self._log = TableLog(
             ("param", "layer", "entries"),
             ("weight_norm", "grad_norm", "grad_norm_unclipped", "update_norm", "grad_nonfinite"),
         )
-        self._slots: list[tuple[int, int]] = []
-        self._updates: list[int] = []
-        self._before: list[torch.Tensor | None] = []
+        self._slots: dict[tuple[int, int], int] = {}  # by place of the parameter and what of it
+        self._scales: dict[int, ReadScale] = {}
+        self._before: dict[int, torch.Tensor] = {}
+        self._read = False
 
-    def before_update(self, *, keep_weights: bool) -> None:
-        """Reduce weights and gradients; keep a copy of the weights until `after_update` if an update follows."""
-        none = -1
-        self._slots = []
+    def _now(self) -> list[nn.Parameter | None]:
+        return [owner._parameters.get(name) for owner, name in self._owners]
+
+    def before_update(self, scale: ReadScale, *, but: Collection[int] = (), keep: Collection[int] = ()) -> None:
+        """Reduce weights and gradients; what was read before in this step is replaced.
+
+        Args:
+            scale: What these gradients have to be divided by.
+            but: Ids of parameters to leave alone: other optimizers use them.
+            keep: Ids of the parameters that an update follows of: they are copied until `after_update`.
+        """
+        self._read, self._before = True, {}
         with torch.no_grad():
-            for _, param in self._params:
-                grad = param.grad
-                if grad is not None and grad.layout is not torch.strided:
-                    grad = grad.coalesce().values() if grad.is_sparse else grad.to_dense()
-                weight_slot = self._norm(param) if can_reduce(param) else none
-                grad_slot = self._norm(grad) if grad is not None and can_reduce(grad) else none
-                self._slots.append((weight_slot, grad_slot))
-            self._before = (
-                [p.detach().clone() if id(p) in self._updated else None for _, p in self._params]
-                if keep_weights
-                else []
-            )
+            for place, param in enumerate(self._now()):
+                if param is None or id(param) in but:
+                    continue
+                self._scales[place] = scale
+                self._reduce(place, _WEIGHT, param)
+                self._reduce(place, _GRAD, param.grad)
+                self._slots.pop((place, _UPDATE), None)
+                if id(param) in keep:
+                    self._before[place] = param.detach().clone()
+                if param.grad is not None:
+                    self.with_grad.add(self._keys[place][1])
+
+    def _reduce(self, place: int, kind: int, x: torch.Tensor | None) -> None:
+        self._slots.pop((place, kind), None)
+        x = None if x is None else _entries(x)
+        if x is None:
+            return
+        if is_distributed(x):
+            if self._sharded is not None and place in self._sharded_places:
+                self._sharded.add(place, kind, x)
+            else:
+                self.not_seen.setdefault(self.names[place], "it was sharded after watch was called: shard, then watch")
+        elif can_reduce(x):
+            self._slots[place, kind] = self._buffer.reduce(x, norm_only=True)
 
     def after_update(self) -> None:
         """Reduce what the optimizer added."""
         with torch.no_grad():
-            self._updates = [
-                self._buffer.reduce_difference(param, old)
-                if old is not None and can_reduce(param) and old.shape == param.shape
-                else -1
-                for old, (_, param) in zip(self._before, self._params, strict=True)
-            ]
-        self._before = []
+            now = self._now()
+            for place, old in self._before.items():
+                new = now[place]
+                if new is None or old.shape != new.shape:
+                    continue
+                if is_distributed(new) and is_distributed(old):
+                    self._reduce(place, _UPDATE, new.detach() - old)
+                elif can_reduce(new):
+                    self._slots[place, _UPDATE] = self._buffer.reduce_difference(new, old)
+                elif new.is_complex():
+                    self._reduce(place, _UPDATE, new.detach() - old)
+        self._before = {}
 
     def discard(self) -> None:
         """Forget the open step."""
-        self._slots, self._updates, self._before = [], [], []
+        self._slots, self._scales, self._before, self._read = {}, {}, {}, False
+        if self._sharded is not None:
+            self._sharded.discard()
 
-    def _norm(self, x: torch.Tensor) -> int:
-        return self._buffer.reduce(x, norm_only=True)
-
-    def close_step(self, step: int) -> Callable[[Rows, StepScales], float]:
+    def close_step(self, step: int) -> Callable[[Rows], float]:
         """End the step; the function returned takes its rows and gives the norm of all gradients together."""
-        slots, updates = self._slots, self._updates or [-1] * len(self._slots)
+        if self._sharded is not None and self._read:
+            with torch.no_grad():
+                self._slots |= self._sharded.join()
+        keys = self._keys if self._read else []
+        slots = np.array([[self._slots.get((p, kind), _NONE) for kind in range(3)] for p in range(len(keys))], int)
+        slots = slots.reshape(-1, 3)
+        of_place = [self._scales.get(place, ReadScale()) for place in range(len(keys))]
         self.discard()
-        keys = self._keys if slots else []
 
-        def deliver(rows: Rows, scales: StepScales) -> float:
+        def deliver(rows: Rows) -> float:
             padded = np.vstack([rows, np.full((1, rows.shape[1]), np.nan)])  # slot -1: nothing to read
-            weight_slots, grad_slots = ([pair[k] for pair in slots] for k in (0, 1))
+            known = {scale: _numbers(scale, rows) for scale in set(of_place)}
+            loss, clip = np.array([known[scale] for scale in of_place]).reshape(-1, 2).T
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                grad_norm = norm_of(padded[grad_slots]) / scales.params
+                grad_norm = norm_of(padded[slots[:, _GRAD]]) / loss
                 # Clipping an infinite norm multiplies by 0, from which nothing can be told: 0/0 is NaN.
-                unclipped = grad_norm / scales.clip
+                unclipped = grad_norm / clip
             self._log.append(
                 step,
                 keys,
                 {
-                    "weight_norm": norm_of(padded[weight_slots]),
+                    "weight_norm": norm_of(padded[slots[:, _WEIGHT]]),
                     "grad_norm": grad_norm,
                     "grad_norm_unclipped": unclipped,
-                    "update_norm": norm_of(padded[updates]),
-                    "grad_nonfinite": padded[grad_slots][:, _NONFINITE],
+                    "update_norm": norm_of(padded[slots[:, _UPDATE]]),
+                    "grad_nonfinite": padded[slots[:, _GRAD]][:, _NONFINITE],
                 },
             )
-            present = grad_norm[np.array(grad_slots) >= 0]
-            return _total(present)
+            return _total(grad_norm[slots[:, _GRAD] >= 0])
 
         return deliver
 
     def frame(self) -> Any:
         """Return `trace.params` so far."""
         return self._log.frame()
+
+
+def _entries(x: torch.Tensor) -> torch.Tensor:
+    """Return a dense real tensor with the norm of `x`, where that is possible."""
+    if x.layout is not torch.strided:
+        x = x.coalesce().values() if x.is_sparse else x.to_dense()
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+
+
+def _numbers(scale: ReadScale, rows: Rows) -> tuple[float, float]:
+    """Return what a reading's gradients are divided by, and what clipping multiplied them by."""
+    loss, norm, most = (float(rows[value, 0]) if isinstance(value, int) else value for value in scale)
+    return loss, clip_coefficient(norm, most)
+
+
+def clip_coefficient(norm: float, most: float) -> float:
+    """Return what torch.nn.utils.clip_grad_norm_ multiplies by: max_norm / (total + 1e-6), at most 1."""
+    if np.isnan(norm) or np.isnan(most):
+        return float("nan")
+    return min(1.0, most / (norm + 1e-6))
 
 
 def _total(norms: Any) -> float:

@@ -29,11 +29,12 @@ _STOCK = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
 class _Entry:
     """One state at one time step: what it is, and where its rows lie."""
 
-    __slots__ = ("facts", "grad_slot", "slot")
+    __slots__ = ("facts", "grad_slot", "slot", "span")
 
     def __init__(self, facts: tuple[object, ...], slot: int) -> None:
         self.facts, self.slot = facts, slot  # level, direction, state, t
         self.grad_slot = -1
+        self.span = 0
 
 
 class _Slopes(dict[int, torch.Tensor]):
@@ -222,7 +223,7 @@ class RecurrentProbe:
                     if grad is None and of_c is not None:
                         grad = of_c.new_zeros(1)  # nothing depends on h where only the last c is used
                     if grad is not None:
-                        entry.grad_slot = self._buffer.reduce(grad, norm_only=True)
+                        entry.grad_slot, entry.span = self._buffer.reduce(grad, norm_only=True), self._buffer.span
 
             if len(states) == 1:  # a tensor hook costs a third of a node of the graph
                 states[0].register_hook(read)
@@ -247,27 +248,28 @@ class RecurrentProbe:
         self.gate.close_step()
         self._generation += 1
 
-    def close_step(self, step: int) -> Callable[[Rows, float], None]:
-        """End the step; the function returned takes its rows, and the loss scale, once they are on the host."""
+    def close_step(self, step: int) -> Callable[[Rows, Sequence[float]], None]:
+        """End the step; the function returned takes its rows, and the loss scale of each span, on the host."""
         placed, gates = sorted(self._entries.items()), self._gates
         self.discard()
         calls: Counter[str] = Counter()
         keys: list[tuple[object, ...]] = []
-        slots: list[tuple[int, int]] = []
+        slots: list[tuple[int, int, int]] = []
         gate_keys: list[tuple[object, ...]] = []
         gate_slots: list[int] = []
         for number, (layer, entries) in placed:
             keys += [(layer, calls[layer], *entry.facts) for entry in entries]
-            slots += [(entry.slot, entry.grad_slot) for entry in entries]
+            slots += [(entry.slot, entry.grad_slot, entry.span) for entry in entries]
             gate_keys += [(layer, calls[layer], *facts) for facts, _ in gates.get(number, [])]
             gate_slots += [slot for _, slot in gates.get(number, [])]
             calls[layer] += 1
 
-        def deliver(rows: Rows, loss_scale: float) -> None:
+        def deliver(rows: Rows, loss_scales: Sequence[float]) -> None:
             if not keys:
                 return
             padded = np.vstack([rows, np.full((1, rows.shape[1]), np.nan)])  # slot -1: no gradient came
-            of_state, of_grad = np.array(slots).T
+            of_state, of_grad, spans = np.array(slots).T
+            loss_scale = np.array(loss_scales)[spans]
             grad = padded[of_grad]
             with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
                 values = {

@@ -18,6 +18,7 @@ and every dtype on devices that have none, is scaled by the largest absolute ent
 from __future__ import annotations
 
 import math
+import sys
 from typing import Final
 
 import numpy as np
@@ -26,7 +27,18 @@ import torch
 
 from gradlab.probes import native
 
-__all__ = ["ROW", "can_reduce", "cpu_row", "device_row", "flat_view", "has_memory", "is_dense", "norm_of", "statistics"]
+__all__ = [
+    "ROW",
+    "can_reduce",
+    "cpu_row",
+    "device_row",
+    "flat_view",
+    "has_memory",
+    "is_dense",
+    "is_distributed",
+    "norm_of",
+    "statistics",
+]
 
 #: Places in a row. A row holds NaN where a tensor was not reduced.
 ROW: Final = ("scale", "sum", "squares", "spread", "min", "max", "zeros", "nonfinite")
@@ -44,9 +56,12 @@ _SAFE_VARIANCE = {torch.float32: 1e-3, torch.float64: 1e-10}
 def can_reduce(x: torch.Tensor) -> bool:
     """Return whether `x` is a dense real tensor of a dtype that torch can reduce (float8, say, it cannot).
 
-    What torch.func hands through a model (under vmap, grad, jvp) has no entries of its own to read.
+    What torch.func hands through a model (under vmap, grad, jvp) has no entries of its own to read; those of a
+    DTensor lie on several ranks, which a hook must not wait for.
     """
-    return x.dtype in _DTYPES and x.layout is torch.strided and not x.is_nested and not _is_transformed(x)
+    if x.dtype not in _DTYPES or x.layout is not torch.strided or x.is_nested or _is_transformed(x):
+        return False
+    return has_memory(x) or not is_distributed(x)
 
 
 #: Private to torch; where it is missing, nothing is taken for transformed.
@@ -59,6 +74,12 @@ def has_memory(x: torch.Tensor) -> bool:
 
 
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+def is_distributed(x: torch.Tensor) -> bool:
+    """Return whether `x` is a DTensor; where nobody has imported them yet, there are none."""
+    package = sys.modules.get("torch.distributed.tensor")
+    return package is not None and isinstance(x, package.DTensor)
 
 
 def is_dense(x: torch.Tensor) -> bool:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from gradlab.probes.hooks import CallGate, Hook
+from gradlab.probes.hooks import CallGate, LayerHook
 from gradlab.probes.reduce import can_reduce
 
 __all__ = ["UnitProbe"]
@@ -55,8 +55,8 @@ class UnitProbe:
         """Register the hooks and return their handles."""
         if not self._layers:
             return []
-        handles = [module.register_forward_hook(Hook(self._forward_hook(name))) for name, module in self._layers]
-        return [self._model.register_forward_pre_hook(Hook(self._begin_pass)), *handles]
+        handles = [module.register_forward_hook(LayerHook(self._forward_hook(name))) for name, module in self._layers]
+        return [self._model.register_forward_pre_hook(LayerHook(self._begin_pass)), *handles]
 
     def _begin_pass(self, *_: object) -> None:
         self._calls.clear()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, final
 
@@ -18,14 +17,16 @@ from torch.nn.parameter import is_lazy
 from gradlab.errors import UsageError
 from gradlab.probes.batchnorm import BatchNormProbe
 from gradlab.probes.buffer import Rows, StepBuffer
-from gradlab.probes.hooks import Hook, MethodHook
 from gradlab.probes.layers import LayerProbe
 from gradlab.probes.log import TableLog
-from gradlab.probes.parameters import ParameterProbe, StepScales, describe_parameters
+from gradlab.probes.parameters import ParameterProbe, describe_parameters
 from gradlab.probes.recurrent import RecurrentProbe
 from gradlab.probes.schedule import Schedule, as_schedule
 from gradlab.probes.selection import LayerSelection, select
+from gradlab.probes.sharded import await_ranks
 from gradlab.probes.units import UnitProbe
+from gradlab.probes.unseen import notes_on, unseen_layers
+from gradlab.probes.updates import UpdateProbe, as_optimizers
 from gradlab.trace import Trace
 
 __all__ = ["LayerSelection", "Probe", "watch"]
@@ -36,7 +37,7 @@ _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 def watch(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     *,
     every: int | Schedule = 1,
     layers: LayerSelection = None,
@@ -48,8 +49,9 @@ def watch(
 
     Args:
         model: Any module. By default every module without children is watched, and every one that owns parameters.
-        optimizer: Its step hooks close the steps. Without one, call `probe.step()` after backward, before gradients
-            are zeroed.
+        optimizer: Its step hooks close the steps. Of several (a list), a step closes when each has made an update; a
+            parameter's gradient is read when its own optimizer is about to use it. Without one, call `probe.step()`
+            after backward, before gradients are zeroed.
         every: Record every k-th step, or a schedule such as `log_spaced(steps, count)`; step 0 is the first.
         layers: "all" adds containers (a residual block's output); a glob or several ("stages.*.relu") or a predicate
             on (dotted path, module) choose from all modules.
@@ -63,11 +65,20 @@ def watch(
 
     Raises:
         UsageError: Not a module, already watched, not materialized (lazy), a selection that matches nothing, an
-            optimizer of another model, a scaler without an optimizer, `timesteps` without a recurrent module.
+            optimizer of another model, a scaler without an optimizer, `timesteps` without a recurrent module, a sharded
+            model that other ranks do not watch, FullyShardedDataParallel (use fully_shard).
 
     Note:
         `trace.layers.grad_norm` is the L2 norm over the whole batch of dL/d(output), so it scales with the loss's
         reduction. Recording reads every tensor once more; see benchmarks/ for what it costs.
+
+        With gradient accumulation each micro-batch is a call of its own in `trace.layers`, while `trace.params` has the
+        gradient accumulated over all of them, once. In a distributed run `trace.layers` shows this rank's batch and
+        `trace.params` what the optimizer uses, the same on all ranks; of sharded parameters (fully_shard) it is the
+        norm of the whole tensor, for which all ranks must watch, and record the same steps.
+
+        A forward hook of yours that was registered before watch has changed the output when it is recorded. Inside
+        torch.compile no layer is seen, only parameters are; under `torch.compiler.set_stance("force_eager")` all are.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -85,14 +96,22 @@ def watch(
         raise UsageError("This model is watched already: close the other probe first.")
     if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
         raise UsageError("This model has lazy parameters that have no shape yet: run one batch through it first.")
-    if optimizer is not None and not hasattr(optimizer, "register_step_pre_hook"):
-        raise UsageError(f"watch needs a torch.optim.Optimizer as its optimizer; got {type(optimizer).__name__}.")
-    if scaler is not None and optimizer is None:
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise UsageError("Parameters of FullyShardedDataParallel are flat local shards: use fully_shard instead.")
+    optimizers = as_optimizers(optimizer)
+    if scaler is not None and not optimizers:
         raise UsageError("watch needs the optimizer with the scaler: only then is it known which gradients are scaled.")
     if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
         raise UsageError(f"watch needs a torch.amp.GradScaler as its scaler; got {type(scaler).__name__}.")
     chosen = select(model, layers)
-    return Probe(model, optimizer, chosen, as_schedule(every), scaler, timesteps=timesteps, without_grad=without_grad)
+    schedule = as_schedule(every)
+    probe = Probe(model, optimizers, chosen, schedule, scaler, timesteps=timesteps, without_grad=without_grad)
+    try:
+        await_ranks(model.parameters(), [every if isinstance(every, int) else "a schedule", len(optimizers)])
+    except BaseException:
+        probe.close()
+        raise
+    return probe
 
 
 @final
@@ -102,7 +121,7 @@ class Probe:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
+        optimizers: tuple[torch.optim.Optimizer, ...],
         layers: list[tuple[str, nn.Module]],
         schedule: Schedule,
         scaler: torch.amp.GradScaler | None,
@@ -111,25 +130,25 @@ class Probe:
         without_grad: bool,
     ) -> None:
         params = list(model.named_parameters())
-        held = {id(p) for group in (optimizer.param_groups if optimizer else ()) for p in group["params"]}
-        if optimizer is not None and not any(id(param) in held for _, param in params):
-            raise UsageError("The optimizer holds none of the model's parameters: give the model's own optimizer.")
-        self._model, self._optimizer, self._scaler, self._schedule = model, optimizer, scaler, schedule
+        _check_owner(params, optimizers)
+        self._model, self._schedule = model, schedule
         self._buffer = StepBuffer()
         self._layers = LayerProbe(layers, self._buffer, without_grad=without_grad)
         self._batchnorm = BatchNormProbe(layers, self._buffer, without_grad=without_grad)
         self._units = UnitProbe(model, layers, without_grad=without_grad)
         self._recurrent = RecurrentProbe(model, layers, self._buffer, timesteps=timesteps, without_grad=without_grad)
-        self._params = ParameterProbe(params, self._buffer, held)
+        self._params = ParameterProbe(model, self._buffer)
+        self._updates = UpdateProbe(
+            optimizers, scaler, self._params, self._buffer,
+            forward_calls=lambda: self._layers.gate.calls, close=self._close_step,
+        )  # fmt: skip
         self._steps = TableLog((), _STEP)
         self._layer_names = [name for name, _ in layers]
         self._info: dict[str, Any] = {
             "model": type(model).__name__,
             "layers": [[name, type(module).__name__] for name, module in layers],
-            **describe_parameters(params, optimizer),
+            **describe_parameters(params, optimizers),
         }
-        self._scalars: dict[str, int | float] = {}
-        self._stepped_in_scaler = False
         self._handles: list[Any] = []
         self._trace: Trace | None = None
         self._step = 0
@@ -145,11 +164,7 @@ class Probe:
             # BatchNorm's pre-hooks must see the state before the call, and its hook the output before any other's.
             for probe in (self._layers, self._units, self._batchnorm):
                 self._handles += probe.attach()
-            if self._optimizer is not None:
-                self._handles.append(self._optimizer.register_step_pre_hook(Hook(self._before_optimizer)))
-                self._handles.append(self._optimizer.register_step_post_hook(Hook(self._after_optimizer)))
-            if self._scaler is not None:
-                self._wrap_scaler(self._scaler)
+            self._updates.attach()
             self._begin_step()
         except BaseException:
             self.close()
@@ -163,8 +178,9 @@ class Probe:
         try:
             if self._recording and any(p.has_gradients for p in (self._layers, self._batchnorm, self._recurrent)):
                 self._info["last_step_closed"] = False
-                self._close_step(skipped=False)
-            for part in (self._buffer, self._layers, self._batchnorm, self._recurrent, self._params):
+                self._params.discard()  # what was read of an update that failed; other ranks may not wait for us
+                self._close_step()
+            for part in (self._buffer, self._layers, self._batchnorm, self._recurrent, self._updates):
                 part.discard()
         finally:  # whatever failed (a device that is gone, say), the model is let go
             self._set_recording(False)
@@ -172,8 +188,7 @@ class Probe:
             for handle in self._handles:
                 handle.remove()
             self._handles = []
-            if self._scaler is not None:
-                vars(self._scaler).pop("step", None)
+            self._updates.detach()
             _watched.discard(self._model)
 
     def __enter__(self) -> Probe:
@@ -202,13 +217,28 @@ class Probe:
         Raises:
             UsageError: The probe has an optimizer, whose own hooks close the steps; or it is closed.
         """
-        if self._optimizer is not None:
+        if self._updates.optimizers:
             raise UsageError("This probe closes its steps by the optimizer's step hooks: do not call probe.step().")
         if not self._open:
             raise UsageError("This probe is closed: it records no further step.")
         if self._recording:
-            self._params.before_update(keep_weights=False)
-        self._close_step(skipped=False)
+            self._updates.read_now()
+        self._close_step()
+
+    def follow(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> None:
+        """Close the steps by another optimizer, or others, from now on: the watched one was replaced.
+
+        Args:
+            optimizer: As for `watch`.
+
+        Raises:
+            UsageError: The probe was made without an optimizer or is closed, or the optimizer is of another model.
+        """
+        if not (self._open and self._updates.optimizers):
+            raise UsageError("Only an open probe that was given an optimizer can follow another one.")
+        optimizers = as_optimizers(optimizer)
+        _check_owner(list(self._model.named_parameters()), optimizers)
+        self._updates.follow(optimizers)
 
     def tap(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """Record a tensor that no module puts out (a functional activation), and return it unchanged.
@@ -224,7 +254,8 @@ class Probe:
             raise UsageError(f"tap takes a tensor and its name, a text; got {type(tensor).__name__} and {name!r}.")
         if name in self._layer_names:
             raise UsageError(f"tap: '{name}' is the name of a watched module; choose another.")
-        self._layers.tap(tensor, name)
+        if not torch.compiler.is_compiling():
+            self._layers.tap(tensor, name)
         return tensor
 
     def log(
@@ -234,8 +265,10 @@ class Probe:
 
         Args:
             loss: The loss, one entry.
-            clip: (total norm that `clip_grad_norm_` returned, its max_norm). Then `params.grad_norm_unclipped` and
-                `steps.clip_coefficient` are known; without it a clipped gradient is recorded as the optimizer uses it.
+            clip: (total norm that `clip_grad_norm_` returned, its max_norm), told before the optimizer steps. Then
+                `params.grad_norm_unclipped` and `steps.clip_coefficient` are known; without it a clipped gradient is
+                recorded as the optimizer uses it. Of several optimizers it is for those that step before the next
+                forward call.
 
         Raises:
             UsageError: A loss or norm that is not one number, or a `clip` that is no pair.
@@ -245,10 +278,9 @@ class Probe:
         if not self._recording:
             return
         if loss is not None:
-            self._scalars["loss"] = self._scalar(loss, "loss")
+            self._updates.tell_loss(self._scalar(loss, "loss"))
         if clip is not None:
-            self._scalars["clip_norm"] = self._scalar(clip[0], "total norm")
-            self._scalars["clip_max"] = self._scalar(clip[1], "max_norm")
+            self._updates.tell_clip(self._scalar(clip[0], "total norm"), self._scalar(clip[1], "max_norm"))
 
     @property
     def trace(self) -> Trace:
@@ -260,9 +292,19 @@ class Probe:
             names = ("layers", "units", "params", "batchnorm", "timesteps")
             tables = {name: probe.frame() for name, probe in zip(names, probes, strict=True)}
             tables |= {"gates": self._recurrent.gates_frame(), "steps": self._steps_frame()}
+            never_ran = [name for name in self._layer_names if name not in ran] if self._step else []
+            parts = (self._layers, self._batchnorm, self._recurrent, self._params)
             info = self._info | {
-                "never_ran": [name for name in self._layer_names if name not in ran] if self._step else [],
-                "not_seen": self._layers.not_seen | self._batchnorm.not_seen | self._recurrent.not_seen,
+                "never_ran": never_ran,
+                "not_seen": {
+                    name: reason
+                    for found in (
+                        unseen_layers(self._model, never_ran, self._params.with_grad),
+                        *(p.not_seen for p in parts),
+                    )
+                    for name, reason in found.items()
+                },
+                "notes": [*self._updates.notes, *notes_on(self._model, self._params.names)],
                 "time_not_watched": self._recurrent.time_not_watched,
                 "calls_without_grad": self._layers.gate.calls_without_grad,
                 "steps_closed": self._step,
@@ -273,11 +315,10 @@ class Probe:
     # -- steps --------------------------------------------------------------------------------------------------
 
     def _begin_step(self) -> None:
-        self._scalars = {}
         self._set_recording(bool(self._schedule(self._step)))
 
     def _set_recording(self, recording: bool) -> None:
-        self._recording = recording
+        self._recording = self._updates.recording = recording
         for probe in (self._layers, self._batchnorm, self._units):
             probe.gate.recording = recording
         self._recurrent.set_recording(recording)
@@ -292,103 +333,31 @@ class Probe:
             got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{value!r:.60}"
             raise UsageError(f"log: the {what} must be a number or have one entry; got {got}.") from None
 
-    def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if not self._recording:
-            return None
-        # With a closure the gradients come only when the optimizer calls it; its first result is what it uses.
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if callable(closure):
-            wrapped = self._read_after(closure)
-            if "closure" in kwargs:
-                return args, {**kwargs, "closure": wrapped}
-            return (args[0], wrapped, *args[2:]), kwargs
-        self._read_before_update(optimizer)
-        return None
-
-    def _read_after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        first = True
-
-        def wrapped() -> Any:
-            nonlocal first
-            result = closure()
-            if first and self._optimizer is not None:
-                first = False
-                self._read_before_update(self._optimizer)
-            return result
-
-        return wrapped
-
-    def _read_before_update(self, optimizer: torch.optim.Optimizer) -> None:
-        # A fused optimizer unscales inside its kernel: until then its gradients carry the loss scale.
-        inside = getattr(optimizer, "grad_scale", None)
-        if inside is not None:
-            self._scalars["param_scale"] = self._scalar(inside)
-        found = getattr(optimizer, "found_inf", None)
-        if found is not None:
-            self._scalars["skipped"] = self._scalar(found)
-        self._params.before_update(keep_weights=True)
-
-    def _after_optimizer(self, *_: object) -> None:
-        self._stepped_in_scaler = True
-        if self._recording:
-            self._params.after_update()
-        self._close_step(skipped=False)
-
-    def _wrap_scaler(self, scaler: torch.amp.GradScaler) -> None:
-        """See the updates that the scaler skips: then the optimizer's hooks are never called."""
-        original = scaler.step
-
-        def step(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-            if optimizer is not self._optimizer or not scaler.is_enabled():
-                return original(optimizer, *args, **kwargs)
-            scale = getattr(scaler, "_scale", None)
-            if self._recording and isinstance(scale, torch.Tensor):
-                self._scalars["loss_scale"] = self._scalar(scale)
-            self._stepped_in_scaler = False
-            result = original(optimizer, *args, **kwargs)
-            if not self._stepped_in_scaler:
-                if self._recording:
-                    self._params.before_update(keep_weights=False)
-                self._close_step(skipped=True)
-            return result
-
-        vars(scaler)["step"] = MethodHook(step, scaler, "step")
-
-    def _close_step(self, *, skipped: bool) -> None:
+    def _close_step(self) -> None:
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         if self._recording:
-            self._deliver_later(self._step, seconds, skipped)
+            self._deliver_later(self._step, seconds)
+        else:
+            self._updates.discard()
         self._trace = None
         self._step += 1
         if self._open:
             self._begin_step()
 
-    def _deliver_later(self, step: int, seconds: float, skipped: bool) -> None:
-        scalars = self._scalars
-        lr = self._optimizer.param_groups[0].get("lr", math.nan) if self._optimizer is not None else math.nan
-        scalars["learning_rate"] = self._scalar(lr)
+    def _deliver_later(self, step: int, seconds: float) -> None:
+        updates = self._updates.close_step(step)
         self._units.close_step()
         layers, batchnorm = self._layers.close_step(step), self._batchnorm.close_step(step)
-        recurrent, params = self._recurrent.close_step(step), self._params.close_step(step)
+        recurrent = self._recurrent.close_step(step)
 
         def deliver(rows: Rows) -> None:
-            def number(name: str, otherwise: float) -> float:
-                place = scalars.get(name, otherwise)
-                return float(rows[place, 0]) if isinstance(place, int) else place
-
-            loss_scale = number("loss_scale", 1.0)
-            clip = math.nan
-            if "clip_norm" in scalars:  # torch.nn.utils.clip_grad_norm_: max_norm / (total + 1e-6), at most 1
-                norm = number("clip_norm", math.nan)
-                clip = norm if math.isnan(norm) else min(1.0, number("clip_max", math.nan) / (norm + 1e-6))
-            layers(rows, loss_scale)
+            told = updates(rows)
+            layers(rows, told.loss_scales)
             batchnorm(rows)
-            recurrent(rows, loss_scale)
-            grad_norm = params(rows, StepScales(loss_scale, number("param_scale", 1.0), clip))
-            left_out = float(skipped or number("skipped", 0.0) > 0)
-            loss, rate = number("loss", math.nan), number("learning_rate", math.nan)
-            row = (loss, seconds, left_out, loss_scale, rate, grad_norm, clip)
+            recurrent(rows, told.loss_scales)
+            last_scale = told.loss_scales[-2:][0]  # that of the last update; the one after it was not used yet
+            row = (told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.grad_norm, told.clip)
             self._steps.append(step, [()], {n: np.array([v]) for n, v in zip(_STEP, row, strict=True)})
 
         self._buffer.flush(deliver)
@@ -398,3 +367,10 @@ class Probe:
         if len(frame):
             frame = frame.rename(columns={"clip": "clip_coefficient"}).astype({"skipped": bool})
         return frame
+
+
+def _check_owner(params: list[tuple[str, nn.Parameter]], optimizers: tuple[torch.optim.Optimizer, ...]) -> None:
+    own = {id(param) for _, param in params}
+    for optimizer in optimizers:
+        if own.isdisjoint(id(param) for group in optimizer.param_groups for param in group["params"]):
+            raise UsageError("The optimizer holds none of the model's parameters: give the model's own optimizer.")
