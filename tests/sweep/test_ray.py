@@ -40,7 +40,9 @@ def cluster() -> Iterator[Any]:
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_USAGE_STATS_ENABLED")}
     os.environ.update(PYTHONPATH=str(TOY), RAY_USAGE_STATS_ENABLED="0")
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=node)
+    # A node that is gone is noticed in a second or two, not in half a minute.
+    quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
+    made = Cluster(initialize_head=True, head_node_args=node | {"_system_config": quick})
     made.add_node(**node)
     yield made
     ray.shutdown()
