@@ -25,7 +25,12 @@ from gradlab.sweep.ray_engine import RayEngine, cluster_facts
 from gradlab.sweep.store import Run
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+# Two to five minutes, most of it waiting until Ray notices a dead node: run by GRADLAB_TEST_RAY=1.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(os.environ.get("GRADLAB_TEST_RAY") != "1", reason="set GRADLAB_TEST_RAY=1 to run it"),
+]
 
 Start = Callable[..., Run]
 Go = Callable[..., SweepReport]
@@ -40,9 +45,7 @@ def cluster() -> Iterator[Any]:
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_USAGE_STATS_ENABLED")}
     os.environ.update(PYTHONPATH=str(TOY), RAY_USAGE_STATS_ENABLED="0")
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-    # A node that is gone is noticed in a second or two, not in half a minute.
-    quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 300, "health_check_failure_threshold": 3}
-    made = Cluster(initialize_head=True, head_node_args=node | {"_system_config": quick})
+    made = Cluster(initialize_head=True, head_node_args=node)
     made.add_node(**node)
     yield made
     ray.shutdown()
