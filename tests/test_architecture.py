@@ -27,6 +27,7 @@ LEVELS = {
     "experiments": 10, "benchmarks": 10,
     "run_comparison": 10,
     "cli_errors": 1, "cli_screen": 10, "cli_bench": 11, "cli_diagnose": 11, "cli_run": 11, "cli_runs": 11, "cli": 12,
+    "integrations": 13,  # may import anything; of its own level, so that nothing below imports it
     "__main__": 13,
     "__init__": 14,
 }  # fmt: skip
