@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gradlab.cli_bench import bench_group
 from gradlab.cli_diagnose import diagnose_command
 from gradlab.cli_errors import fail, plain_errors
 from gradlab.cli_run import resume_command, run_command
@@ -94,6 +95,7 @@ for command in (
     compare_command,
     rm_command,
     diagnose_command,
+    bench_group,
 ):
     main.add_command(command)
 

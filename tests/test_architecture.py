@@ -24,9 +24,9 @@ LEVELS = {
     "plots": 7,
     "study": 8, "trial": 8, "diagnosis_report": 9, "user_setup": 9,
     "sweep": 9, "catalog": 9, "claims_report": 9, "doctor": 10,
-    "experiments": 10,
+    "experiments": 10, "benchmarks": 10,
     "run_comparison": 10,
-    "cli_errors": 1, "cli_screen": 10, "cli_diagnose": 11, "cli_run": 11, "cli_runs": 11, "cli": 12,
+    "cli_errors": 1, "cli_screen": 10, "cli_bench": 11, "cli_diagnose": 11, "cli_run": 11, "cli_runs": 11, "cli": 12,
     "integrations": 13,  # may import anything; of its own level, so that nothing below imports it
     "__main__": 13,
     "__init__": 14,
@@ -41,6 +41,7 @@ def modules() -> list[tuple[str, Path]]:
         first = path.relative_to(PACKAGE).parts[0]
         found.append((first.removesuffix(".py"), path))
     found += [("experiments", path) for path in sorted((ROOT / "experiments").glob("*.py"))]
+    found += [("benchmarks", path) for path in sorted((ROOT / "benchmarks").rglob("*.py"))]
     return found
 
 
@@ -98,7 +99,7 @@ def test_files_stay_short(room: str, path: Path) -> None:
 def test_experiments_never_import_each_other_or_by_the_root() -> None:
     for room, path in modules():
         for name in imported(path):
-            assert name.split(".")[0] != "experiments", f"{path}: a second identity of each class"
+            assert name.split(".")[0] not in ("experiments", "benchmarks"), f"{path}: a second identity of each class"
             assert not (room == "experiments" and name.startswith("gradlab.experiments")), path
 
 

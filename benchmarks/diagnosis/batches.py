@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from gradlab.benchmarks.diagnosis.case import Batches
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+from gradlab.benchmarks.diagnosis.case import Batches
 
 __all__ = ["images", "one_hot_vectors", "regression", "reproduction", "sequences", "tokens", "vectors"]
 
@@ -21,7 +22,8 @@ def _normal(number: int, *shape: int) -> Tensor:
 
 
 def _teacher(features: int, outputs: int) -> Tensor:
-    return _normal(-1, features, outputs) / features**0.5
+    scale: float = features**0.5
+    return _normal(-1, features, outputs) / scale
 
 
 def vectors(

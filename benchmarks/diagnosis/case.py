@@ -106,7 +106,7 @@ def train_step(job: Job, step: int, log: Log | None = None) -> None:
         inputs, target = job.batches(step * job.accumulate + part)
         with torch.autocast("cpu", dtype=job.autocast, enabled=job.autocast is not None):
             loss = job.loss(job.model(*inputs), target) / job.accumulate
-        (loss if job.scaler is None else job.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+        (loss if job.scaler is None else job.scaler.scale(loss)).backward()
         total += float(loss.detach())
     if job.before_update is not None:
         job.before_update(step)

@@ -7,11 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
 from gradlab.benchmarks.diagnosis.batches import one_hot_vectors, regression, vectors
 from gradlab.benchmarks.diagnosis.blocks import chain, initialize, job
 from gradlab.benchmarks.diagnosis.case import Case, Job, train
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 __all__ = ["CASES", "chain_case"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor, nn
+
 from gradlab.benchmarks.diagnosis.batches import sequences, tokens
 from gradlab.benchmarks.diagnosis.blocks import each_step, job
 from gradlab.benchmarks.diagnosis.case import Case
-from torch import Tensor, nn
 
 __all__ = ["CASES", "Reader", "forget_bias", "recurrent_matrix"]
 
@@ -92,20 +93,20 @@ def recurrent_matrix(rnn: nn.RNNBase, kind: str, gain: float = 1.0, *, inputs: f
                 for name in ("bias_ih", "bias_hh"):
                     getattr(rnn, f"{name}_l{level}").zero_()
         if inputs is not None:
-            rnn.weight_ih_l0.normal_(std=inputs)  # type: ignore[operator, union-attr]
+            cast(Tensor, rnn.weight_ih_l0).normal_(std=inputs)
     return rnn
 
 
 def _update_bias(gru: nn.GRU, longest: float) -> nn.GRU:
     n = gru.hidden_size
     with torch.no_grad():
-        gru.bias_ih_l0[n : 2 * n] = torch.empty(n).uniform_(1, longest - 1).log()
-        gru.bias_hh_l0[n : 2 * n] = 0.0
+        cast(Tensor, gru.bias_ih_l0)[n : 2 * n] = torch.empty(n).uniform_(1, longest - 1).log()
+        cast(Tensor, gru.bias_hh_l0)[n : 2 * n] = 0.0
     return gru
 
 
-def _rnn(kind: type[nn.RNNBase] = nn.RNN, size: int = 24, features: int = 4, **how: Any) -> Any:
-    return kind(features, size, batch_first=True, **how)  # type: ignore[call-arg]
+def _rnn(kind: Callable[..., Any] = nn.RNN, size: int = 24, features: int = 4, **how: Any) -> Any:
+    return kind(features, size, batch_first=True, **how)
 
 
 def _case(name: str, label: Any, why: str, model: Callable[[], nn.Module], length: int, **how: Any) -> Case:

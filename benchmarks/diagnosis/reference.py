@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast, final
 
 import torch
-from gradlab.benchmarks.diagnosis.case import Case, Job, seeded, train_step
 from torch import Tensor, nn
+
+from gradlab.benchmarks.diagnosis.case import Case, Job, seeded, train_step
 
 __all__ = ["Measured", "measure"]
 

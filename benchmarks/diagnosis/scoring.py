@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any, final, get_args
 from rich.console import Console
 from rich.table import Table
 
-from gradlab.analysis.diagnosis import diagnose
+from gradlab.analysis.diagnosis import OWN_RULES, diagnose
 from gradlab.analysis.finding import KINDS
+from gradlab.analysis.published_rules import RULES
 from gradlab.benchmarks.diagnosis.case import Case, Label
 from gradlab.benchmarks.diagnosis.labels import named_by
 from gradlab.benchmarks.diagnosis.zoo import cases, record
+from gradlab.errors import unknown
 
 if TYPE_CHECKING:
     from gradlab.analysis.finding import Diagnosis
     from gradlab.trace import Trace
 
-__all__ = ["Outcome", "Score", "print_scores", "score", "scores"]
+__all__ = ["Outcome", "Score", "check_rules", "print_scores", "score", "scores", "to_json"]
 
 _LABELS: tuple[str, ...] = get_args(Label)
 
@@ -137,6 +139,23 @@ class Score:
         }
 
 
+def check_rules(rules: Sequence[str] = ()) -> list[str]:
+    """Return the names of rule sets, each once: all of them, gradlab's own first, if none are given.
+
+    Raises:
+        UsageError: No such rules.
+
+    Example:
+        >>> check_rules()[:2], check_rules(["olmo", "olmo"])
+        (['gradlab', 'autotrainer'], ['olmo'])
+    """
+    known = [OWN_RULES, *RULES]
+    for name in rules:
+        if name not in known:
+            raise unknown("rules", name, known)
+    return list(dict.fromkeys(rules)) or known
+
+
 def score(
     rules: str, split: str = "all", *, traces: Mapping[str, Trace] | None = None, tell: Callable[[str], object] = str
 ) -> Score:
@@ -162,6 +181,7 @@ def scores(
     tell: Callable[[str], object] = str,
 ) -> list[Score]:
     """Return the score of each of several rule sets; every case is run once."""
+    rules = check_rules(rules)
     outcomes: list[list[Outcome]] = [[] for _ in rules]
     for case in cases(split):
         tell(case.name)
@@ -208,7 +228,8 @@ def _pairs(outcome: Outcome) -> tuple[tuple[str, str], tuple[str, str]]:
 def _title(found: Sequence[Score]) -> str:
     if not found:
         return "no rules"
-    return f"{len(found[0].outcomes)} nets, split '{found[0].split}': {len(found[0].sick)} sick, {len(found[0].healthy)} healthy"
+    first = found[0]
+    return f"{len(first.outcomes)} nets, split '{first.split}': {len(first.sick)} sick, {len(first.healthy)} healthy"
 
 
 def _share(value: float) -> str:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         residual_variance_growth,
     )
     from gradlab.analysis.phases import PhaseDiagram, critical_line, phase_diagram
+    from gradlab.analysis.published_rules import RULES
     from gradlab.analysis.recurrent_theory import PascanuBounds, pascanu_bounds
     from gradlab.analysis.theory import (
         fixed_point,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACTIVATIONS",
+    "RULES",
     "Activation",
     "Claim",
     "DecayFit",
@@ -118,6 +120,7 @@ _MODULES = {
     "finite_width": ("LogNormLaw", "finite_width_log_norm"),
     "normalization_theory": ("batchnorm_gradient_gain", "residual_batchnorm_share", "residual_variance_growth"),
     "phases": ("PhaseDiagram", "critical_line", "phase_diagram"),
+    "published_rules": ("RULES",),
     "recurrent_theory": ("PascanuBounds", "pascanu_bounds"),
     "theory": (
         "fixed_point",

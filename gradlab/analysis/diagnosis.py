@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gradlab.trace import Trace
 
-__all__ = ["diagnose"]
+__all__ = ["OWN_RULES", "diagnose"]
 
 OWN_RULES: Final = "gradlab"
 

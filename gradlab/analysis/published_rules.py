@@ -1,4 +1,4 @@
-"""Rule sets of published tools, as presets to compare with: `gl.diagnose(trace, rules="autotrainer")`.
+"""Rule sets of published tools, as presets to compare with: `gl.diagnose(trace, rules="autotrainer")`, say.
 
 Each rule has its published threshold and fires if it holds in any recorded step. None of them looks through time, none
 knows an unused parameter, and most bounds are absolute, so that a loss summed or scaled changes the verdict. Where a
@@ -41,8 +41,8 @@ def _found(
     """Return one finding for the names and steps at which a rule holds; none where it never does."""
     if not holds.any():
         return []
-    steps = matrix.steps[holds.any(1)]
-    names = tuple(name for name, bad in zip(matrix.names, holds.any(0), strict=True) if bad and name)
+    steps = matrix.steps[np.any(holds, axis=1)]
+    names = tuple(name for name, bad in zip(matrix.names, holds.T, strict=True) if bad.any() and name)
     values = matrix.values[holds]
     value = float(worst(values)) if not np.isnan(values).all() else math.nan
     evidence = (Evidence(what=what, value=value, threshold=threshold),)
@@ -87,8 +87,7 @@ def _in_a_row(bad: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
     if bad.shape[1] < count:
         return np.zeros(len(bad), dtype=np.bool_)
     windows = np.lib.stride_tricks.sliding_window_view(bad, count, axis=1)
-    long: NDArray[np.bool_] = windows.all(-1).any(-1)
-    return long
+    return np.array([row.all(-1).any() for row in windows], dtype=np.bool_)
 
 
 def _autotrainer(trace: Trace) -> tuple[Finding, ...]:
@@ -166,7 +165,7 @@ def _poor_initialization(trace: Trace, source: str, means: Matrix) -> list[Findi
 
 
 def _deepchecker(trace: Trace) -> tuple[Finding, ...]:
-    """TheDeepChecker: a unit is dead if active for no sample (published: 95th percentile of |activation| below 1e-5)."""
+    """TheDeepChecker: a unit is dead if active for no sample (published: 95th percentile of absolute output < 1e-5)."""
     source = "TheDeepChecker (Ben Braiek and Khomh, TOSEM 2022)"
     means, updates = views.mean_abs(trace), views.update_ratio(trace)
     ratio = _divide(means.values[:, :-1], means.values[:, 1:])  # nearer the input over nearer the output
@@ -204,7 +203,7 @@ def _deepdiagnosis(trace: Trace) -> tuple[Finding, ...]:
 
 
 def _torchlens(trace: Trace) -> tuple[Finding, ...]:
-    """torchlens: absolute bounds on the gradient norm of each layer's output; NaN and Inf count as exploding."""
+    """Return what torchlens finds: bounds on the gradient norm of each output; NaN and Inf count as exploding."""
     source = "torchlens"
     layers = trace.layers
     kinds = tuple(set(map(str, layers["kind"])))
@@ -221,7 +220,7 @@ def _torchlens(trace: Trace) -> tuple[Finding, ...]:
 
 
 def _torchmortem(trace: Trace) -> tuple[Finding, ...]:
-    """torchmortem 0.1.1: a gradient that is NaN counts as 0, so that NaN everywhere reads as vanishing.
+    """Return what torchmortem 0.1.1 finds: a gradient of NaN counts as 0, so that NaN everywhere reads as vanishing.
 
     The share of entries below 1e-6 is that of zeros of a rectifier's output; the share above 0.95 is that of units
     whose slope is below 1 % for most samples (|tanh| above 0.995).
@@ -249,7 +248,7 @@ def _torchmortem(trace: Trace) -> tuple[Finding, ...]:
 
 
 def _nansense(trace: Trace) -> tuple[Finding, ...]:
-    """nansense 0.4, by the type of the parameters: activations may have another one, which a trace does not keep.
+    """Return what nansense 0.4 finds, by the type of the parameters: a trace does not keep that of activations.
 
     Of the sum of Gaussian absolute values, entries below t make up 1 - exp(-t^2 / (2 rms^2)).
     """

@@ -37,8 +37,12 @@ __all__ = [
 MEAN_ABS: Final = math.sqrt(2 / math.pi)
 """Mean absolute entry over root mean square of Gaussian entries."""
 RECTIFIERS: Final = ("ReLU", "ReLU6")
-_LIMITS: Final = {"float16": (6.103515625e-05, 65504.0), "bfloat16": (1.1754943508e-38, 3.3895313892e38),
-                  "float32": (1.1754943508e-38, 3.4028234664e38), "float64": (2.2250738585e-308, 1.7976931349e308)}  # fmt: skip
+_LIMITS: Final = {  # smallest normal and largest number
+    "float16": (6.103515625e-05, 65504.0),
+    "bfloat16": (1.1754943508e-38, 3.3895313892e38),
+    "float32": (1.1754943508e-38, 3.4028234663e38),
+    "float64": (2.2250738585e-308, 1.7976931348e308),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +93,9 @@ def mean_abs(trace: Trace) -> Matrix:
 
 
 def update_ratio(trace: Trace) -> Matrix:
-    """Return |update| / |weight| of every kernel, as norms: equal to the ratio of means of absolute values if both are
-    Gaussian; NaN where the optimizer does not hold it or its weights are 0.
+    """Return |update| / |weight| of every kernel, as norms; NaN where the optimizer does not hold it or weights are 0.
+
+    It equals the ratio of the means of absolute values if both are Gaussian.
     """
     updates, weights = kernels(trace, "update_norm"), kernels(trace, "weight_norm")
     with np.errstate(divide="ignore", invalid="ignore"):

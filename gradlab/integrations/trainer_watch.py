@@ -70,7 +70,7 @@ class TrainerWatch:
             )
         several = optimizers if len(optimizers) > 1 else next(iter(optimizers), None)
         scaler = scaler if isinstance(scaler, torch.amp.GradScaler) and scaler.is_enabled() else None
-        self._probe = watch(model, several, scaler=scaler, **self._options)  # type: ignore[arg-type]
+        self._probe = watch(model, several, scaler=scaler, **self._options)
         self._open, self._scaler, self._loss = True, scaler, None
 
     @property

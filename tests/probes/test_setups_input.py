@@ -386,3 +386,22 @@ def test_threads_that_call_one_model_at_once():
         assert row["grad_norm"].tolist() == pytest.approx([norm(y.grad)], rel=1e-5)
     assert len(probe.trace.batchnorm) == len(sizes)
     assert probe.trace.batchnorm["grad_gain"].notna().all()
+
+
+def test_a_batchnorm_call_in_the_midst_of_another_threads_call():
+    """What a call's first hook kept was once taken, and thrown away, by another thread's call."""
+    model = nn.BatchNorm1d(3)
+    inputs = [torch.randn(4, 3, requires_grad=True), torch.randn(9, 3, requires_grad=True)]
+    with watch(model) as probe:
+
+        def other_call_first(module, args):
+            if len(args[0]) == 4:
+                other = threading.Thread(target=lambda: module(inputs[1]).square().sum().backward())
+                other.start()
+                other.join(30)
+
+        model.register_forward_pre_hook(other_call_first)
+        model(inputs[0]).square().sum().backward()
+        probe.step()
+    assert len(probe.trace.batchnorm) == 2
+    assert probe.trace.batchnorm["grad_gain"].notna().all()
