@@ -13,7 +13,7 @@ from torch import nn
 from gradlab.nets.initialization import initialize
 from gradlab.nets.recurrent_initialization import chrono_init, initialize_recurrent, set_forget_bias, set_update_bias
 
-__all__ = ["REMEDIES", "Remedy", "Scaled", "applicable", "scale_branches"]
+__all__ = ["REMEDIES", "Remedy", "Scaled"]
 
 _BOUNDED = (nn.Sigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardtanh, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink)
 _ACTIVATIONS = (*_BOUNDED, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Mish)
@@ -183,10 +183,10 @@ def _skip(model: nn.Module, anatomy: Anatomy) -> int:
         for call, after in anatomy.followed()
         if after is not None and call.input_shape and call.input_shape == call.output_shape
     )
-    return scale_branches(model, list(names))
+    return _scale_branches(model, list(names))
 
 
-def scale_branches(model: nn.Module, names: list[str]) -> int:
+def _scale_branches(model: nn.Module, names: list[str]) -> int:
     """Put a skip around each named layer, its branch scaled by 1/sqrt(their number); return how many there are."""
     for name in names:
         _replace(model, name, Scaled(model.get_submodule(name), 1.0 / math.sqrt(len(names))))
@@ -263,8 +263,3 @@ REMEDIES: Final[tuple[Remedy, ...]] = (
         apply=_nothing, rate=0.1,
     ),
 )  # fmt: skip
-
-
-def applicable(names: list[str]) -> list[Remedy]:
-    """Return the remedies of these names, in the order of `REMEDIES`."""
-    return [remedy for remedy in REMEDIES if remedy.name in names]
