@@ -49,6 +49,9 @@ def diagnose_command(
     iterable of (inputs, targets), loss takes (output, targets), optimizer may be None for SGD with learning rate 0.01.
     TRACE is a folder that a trace was saved in.
     """
+    from gradlab.analysis.diagnosis import check_rules, diagnose
+
+    check_rules(rules)
     if save is not None and save.exists():
         raise UsageError(f"{save} exists already: --save takes a new folder.")
     if Path(what).is_dir():
@@ -59,8 +62,6 @@ def diagnose_command(
         trace, tried = Trace.load(what), None
     else:
         trace, tried = _train(what, steps, try_remedies, device, seed)
-    from gradlab.analysis.diagnosis import diagnose
-
     found = diagnose(trace, rules=rules)
     if save is not None:
         trace.save(save)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gradlab.trace import Trace
 
-__all__ = ["OWN_RULES", "diagnose"]
+__all__ = ["OWN_RULES", "check_rules", "diagnose"]
 
 OWN_RULES: Final = "gradlab"
 
@@ -57,6 +57,7 @@ def diagnose(trace: Trace, *, rules: str = OWN_RULES) -> Diagnosis:
     """
     from gradlab.trace import Trace
 
+    check_rules(rules)
     if not isinstance(trace, Trace):
         raise UsageError(f"diagnose takes a Trace (probe.trace, or gradlab.load of a saved one); got {_kind(trace)}.")
     if "merged" in trace.info:
@@ -67,9 +68,19 @@ def diagnose(trace: Trace, *, rules: str = OWN_RULES) -> Diagnosis:
         return Diagnosis(findings=tuple(_findings(trace)), notes=tuple(_notes(trace)), rules=rules)
     from gradlab.analysis.published_rules import RULES
 
-    if rules not in RULES:
-        raise unknown("rules", rules, [OWN_RULES, *RULES])
     return Diagnosis(findings=RULES[rules](trace), rules=rules)
+
+
+def check_rules(name: str) -> None:
+    """Refuse a name that is no set of rules, before anything is trained or recorded for it.
+
+    Raises:
+        UsageError: There are none of that name.
+    """
+    from gradlab.analysis.published_rules import RULES
+
+    if name not in (OWN_RULES, *RULES):
+        raise unknown("rules", name, [OWN_RULES, *RULES])
 
 
 def _kind(value: object) -> str:
@@ -100,7 +111,7 @@ def _finite_findings(trace: Trace, steps: NDArray[np.int64]) -> list[Finding]:
 
 def _notes(trace: Trace) -> list[str]:
     info = trace.info
-    notes = []
+    notes = [str(note) for note in info.get("notes", ())]
     unwatched = info.get("time_not_watched") or ()
     if unwatched:
         names = ", ".join(map(str, unwatched))

@@ -209,8 +209,10 @@ def worker_count(device: str, *, cores: int, free_bytes: float) -> tuple[int, st
     """
     devices = _devices(device)
     wanted = cores if devices == [device] and device.startswith("cpu") else len(devices)
+    if free_bytes >= wanted * _WORKER_BYTES:  # infinite where the system does not say
+        return wanted, ""
     fits = max(1, int(free_bytes / _WORKER_BYTES))
-    if fits >= wanted:
+    if fits == wanted:
         return wanted, ""
     gigabytes = free_bytes / 2**30
     return fits, f"Using {fits} of {wanted} workers: {gigabytes:.1f} GiB are free, and each takes about one."

@@ -164,6 +164,13 @@ def test_time_that_was_not_watched_is_said():
     assert "Time was not watched: rnn" in told.notes[0]
 
 
+def test_what_the_recording_could_not_know_is_passed_on():
+    told = found(
+        net(np.zeros(6)), info={"notes": ["A parameter was added later."], "not_seen": {"a": "it is a wrapper"}}
+    )
+    assert told.notes == ("A parameter was added later.", "Not seen: a (it is a wrapper).")
+
+
 def test_a_cell_called_step_by_step_is_time_not_depth():
     calls = 40
     cell = pd.concat([net([slope], steps=3).assign(layer="cell", kind="LSTMCell", call=call, order=call, output="0")

@@ -132,7 +132,7 @@ def test_a_wrong_setup_is_one_sentence(cli: Cli, file: Path, function: str, word
     [
         (("nowhere.py:make",), "There is no file nowhere.py"),
         (("nowhere",), "neither a saved trace nor FILE.py:FUNCTION"),
-        (("{file}:sick", "--rules", "gradlap"), "Unknown rules 'gradlap'. Did you mean 'gradlab'?"),
+        (("{file}:raises", "--rules", "gradlap"), "Unknown rules 'gradlap'. Did you mean 'gradlab'?"),  # not called
         (("{file}:sick", "--save", "{file}"), "exists already"),
         ((".", "--whatif"), "need a model"),
         ((".",), "is missing"),

@@ -202,3 +202,28 @@ def test_a_function_that_cannot_be_sent_is_a_failure(start: Start, toy: Any) -> 
     (outcome,) = run_cells(job, cells, workers=1, progress=lambda *_: None)
     assert outcome.status == "failed"
     assert "pickle" in outcome.message.lower()
+
+
+# -- how many, and where ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "free", "expected"),
+    [("cpu", 64.0, (8, "")), ("cpu", 3.5, (3, "3.5 GiB")), ("cpu", 0.2, (1, "0.2 GiB")), ("mps", 64.0, (1, "")),
+     ("cuda:1", 64.0, (1, "")), ("cuda", 64.0, (4, "")), ("cpu", float("inf"), (8, ""))],
+    ids=["cores", "memory", "little memory", "mps", "one device", "all devices", "unknown memory"],
+)  # fmt: skip
+def test_workers_fit_cores_devices_and_memory(
+    monkeypatch: pytest.MonkeyPatch, device: str, free: float, expected: tuple[int, str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    count, told = engine.worker_count(device, cores=8, free_bytes=free * 2**30)
+    assert count == expected[0]
+    assert (expected[1] in told) if expected[1] else told == ""
+
+
+def test_workers_are_spread_over_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with engine._workers(4, "cuda", lambda: None) as (pool, _):
+        places = pool._initargs[2]  # type: ignore[attr-defined]  # what each worker takes its device from
+        assert [places.get() for _ in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from gradlab.errors import StoreError, UsageError
-from gradlab.sweep import engine
+from gradlab.sweep import engine, store
 from gradlab.sweep.driver import SweepReport
 from gradlab.sweep.lock import hold_run
 from gradlab.sweep.store import Run
@@ -184,10 +184,27 @@ def test_a_cell_that_hangs_where_no_signal_is_handled_is_killed(
     assert len(ended) == 4
 
 
-def test_a_clock_moved_back_does_not_hide_the_latest_run(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two runs begun in one second, or in the hour that a clock repeats, get names of their own."""
-    first, second, third = (start(*SMALL).folder for _ in range(3))
-    assert len({first, second, third}) == 3
+def test_a_clock_moved_back_neither_hides_nor_overwrites_a_run(
+    start: Start, go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour that the clock repeats: the second run begins at the very second of the first one."""
+    from datetime import datetime
+
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2026, 10, 25, 2, 30, tzinfo=tz)
+
+    monkeypatch.setattr(store, "datetime", Stopped)
+    first = start(*SMALL)
+    go(first, *SMALL)
+    before = first.table("numbers")
+    second = start(*SMALL)
+    assert (first.folder.name, second.folder.name) == ("2026-10-25T02-30-00", "2026-10-25T02-30-00-2")
+    assert store.latest_run(second.folder.parents[1]) == second.folder
+    go(second, *SMALL)
+    pd.testing.assert_frame_equal(Run(first.folder).table("numbers"), before, check_exact=True)
+    assert second.unfinished() == frozenset()
 
 
 # -- kill -9 ----------------------------------------------------------------------------------------------------------
