@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "compare_runs", "draw_losses", "final_loss_tests", "print_comparison"]
 
 _MARKS = {"cell", "status", "part", "label", "seed"}
+_MOST_STEPS = 300  # of a curve that is drawn
 _LAST = 0.1  # share of a run's steps, at its end, over which its loss is averaged
 
 
@@ -35,7 +36,7 @@ class Comparison:
         claims: Columns id, statement, first, second (measured, with interval), verdict_first, verdict_second, p_value
             (Welch's test from the two intervals; NaN where they are no intervals of a mean), differs.
         losses: As `final_loss_tests` returns them; empty where the runs trained nothing.
-        curves: Columns run, curve, step, loss: means over seeds.
+        curves: Columns run, curve, step, loss: one row a seed, at a few hundred steps at most.
     """
 
     names: tuple[str, str]
@@ -131,6 +132,10 @@ def final_loss_tests(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns setting, first, second (means over seeds), n_first, n_second, p_value, p_holm; NaN with fewer than two
         seeds on a side.
+
+    Note:
+        Runs of the same seeds share initializations and data order; the test takes them as independent, which makes it
+        cautious where they agree.
     """
     ends = [_ends(table) for table in (first, second)]
     varied = _varied(*ends)
@@ -194,9 +199,10 @@ def _curves(tables: list[pd.DataFrame]) -> pd.DataFrame:
     varied = _varied(*ends)
     frames = []
     for run, (table, end) in enumerate(zip(tables, ends, strict=True)):
-        curve = table["cell"].map(_named(end, varied)["curve"])
-        mean = table.assign(curve=curve).groupby(["curve", "step"])["loss"].mean().reset_index()
-        frames.append(mean.assign(run=run))
+        last = int(table["step"].max())
+        shown = table[table["step"].isin(np.linspace(0, last, _MOST_STEPS).round().astype(int))]
+        curve = shown["cell"].map(_named(end, varied)["curve"])
+        frames.append(shown[["step", "loss"]].assign(curve=curve, run=run))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -19,6 +19,19 @@ Remedy = tuple[str, str, str]
 
 #: Weight variance times fan-in at which a wide net keeps the gradient's size, by activation.
 _CRITICAL = {"ReLU": 2.0, "LeakyReLU": 2.0, "ReLU6": 2.0, "Tanh": 1.0, "Identity": 1.0, "SELU": 1.0, "GELU": 2.0}
+_TALLEC = "Tallec & Ollivier 2018, arXiv 1804.11188"
+#: Class of a gated layer -> the gate that keeps its memory, what is wrong with it, what to try, and the source.
+_MEMORY = {
+    "LSTM": (
+        "f", "The forget gate lets too little through at each time step",
+        "Begin with a larger forget-gate bias: 1, or chrono initialization for long memory",
+        f"Jozefowicz et al. 2015; {_TALLEC}",
+    ),
+    "GRU": (
+        "z", "The update gate keeps too little of the state at each time step",
+        "Begin with a larger bias of torch's update gate z, which keeps the state", _TALLEC,
+    ),
+}  # fmt: skip
 _HE = "He et al. 2015, arXiv 1502.01852"
 _GLOROT = "Glorot & Bengio 2010"
 _RESNET = "He et al. 2016, arXiv 1512.03385"
@@ -105,22 +118,11 @@ def time_remedy(trace: Trace, kind: str, layer_kind: str) -> Remedy:
             "weights",
             _PASCANU,
         )
-    if layer_kind in ("LSTM", "LSTMCell"):
-        gate = _gate(trace, "f")
-        open_ = f" (mean {gate:.2f})" if math.isfinite(gate) else ""
-        return (
-            f"The forget gate lets too little through at each time step{open_}.",
-            "Begin with a larger forget-gate bias: 1, or chrono initialization for long memory",
-            "Jozefowicz et al. 2015; Tallec & Ollivier 2018, arXiv 1804.11188",
-        )
-    if layer_kind in ("GRU", "GRUCell"):
-        gate = _gate(trace, "z")
-        open_ = f" (mean {gate:.2f})" if math.isfinite(gate) else ""
-        return (
-            f"The update gate keeps too little of the state at each time step{open_}.",
-            "Begin with a larger bias of torch's update gate z, which keeps the state",
-            "Tallec & Ollivier 2018, arXiv 1804.11188",
-        )
+    known = _MEMORY.get(layer_kind.removesuffix("Cell"))
+    if known is not None:
+        gate, does, advice, source = known
+        mean = _gate(trace, gate)
+        return f"{does}{f' (mean {mean:.2f})' if math.isfinite(mean) else ''}.", advice, source
     return (
         "The recurrent weights and the activation's derivative shrink the gradient at each time step.",
         "Use an LSTM with a large forget-gate bias or a GRU, or begin with orthogonal recurrent weights",
