@@ -10,6 +10,10 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+# At the top, before a run is announced: Ctrl-C while a module makes its dataclasses (an exec) sets a mark in Python
+# 3.11 by which `python -m` ends as killed by the signal, whatever the exit code.
+from filelock import FileLock, Timeout
+
 from gradlab.errors import StoreError, UsageError
 
 __all__ = ["hold_run"]
@@ -31,8 +35,6 @@ def hold_run(folder: Path) -> Iterator[None]:
     Note:
         On storage shared by machines the lock holds as far as its file system carries flock (NFS 4 does).
     """
-    from filelock import FileLock, Timeout
-
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

@@ -90,6 +90,13 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(start: Start, go: Go, m
         go(start(*SMALL), *SMALL)
 
 
+def test_ctrl_c_while_the_lock_was_imported_ended_the_process_by_its_signal() -> None:
+    """What a sweep locks with is there before a run is announced, and Ctrl-C is likely."""
+    code = "import sys, gradlab.sweep.driver\nprint('filelock' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 
