@@ -53,7 +53,7 @@ def test_python_blocks_run(page: str, code: str, tmp_path: Path, monkeypatch: py
 def test_readme_opens_with_exactly_two_commands() -> None:
     first, second = (text.strip() for page, text in blocks("bash") if page == "README.md" and ".venv" in text)
     assert first.endswith("gradlab run depth-sweep")
-    assert second.endswith("pytest")
+    assert second.endswith("pytest -n 2 --dist loadfile")
     for command in (first, second):
         assert "\n" not in command
         assert "constraints.txt" in command
