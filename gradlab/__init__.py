@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gradlab import analysis, measure, nets, plots, probes, runtime, study, sweep, tasks, trace, training
     from gradlab.analysis.diagnosis import diagnose
     from gradlab.analysis.finding import Diagnosis, Finding
+    from gradlab.checkpoint import Checkpoint
     from gradlab.errors import GradlabError
     from gradlab.probes.adjoint import adjoint
     from gradlab.probes.schedule import log_spaced
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gradlab.trial import WhatIf, whatif
 
 __all__ = [
+    "Checkpoint",
     "Diagnosis",
     "Finding",
     "GradlabError",
@@ -58,6 +60,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Checkpoint": "gradlab.checkpoint",
     "Diagnosis": "gradlab.analysis.finding",
     "Finding": "gradlab.analysis.finding",
     "diagnose": "gradlab.analysis.diagnosis",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, final
 
@@ -142,6 +142,10 @@ class Probe:
             optimizers, scaler, self._params, self._buffer,
             forward_calls=lambda: self._layers.gate.calls, close=self._close_step,
         )  # fmt: skip
+        self._parts: dict[str, Any] = {  # by the table each fills
+            "layers": self._layers, "units": self._units, "params": self._params, "batchnorm": self._batchnorm,
+            "timesteps": self._recurrent,
+        }  # fmt: skip
         self._steps = TableLog((), _STEP)
         self._layer_names = [name for name, _ in layers]
         self._info: dict[str, Any] = {
@@ -288,9 +292,7 @@ class Probe:
         self._buffer.wait()
         if self._trace is None:
             ran = self._layers.ran
-            probes: tuple[Any, ...] = (self._layers, self._units, self._params, self._batchnorm, self._recurrent)
-            names = ("layers", "units", "params", "batchnorm", "timesteps")
-            tables = {name: probe.frame() for name, probe in zip(names, probes, strict=True)}
+            tables = {name: part.frame() for name, part in self._parts.items()}
             tables |= {"gates": self._recurrent.gates_frame(), "steps": self._steps_frame()}
             never_ran = [name for name in self._layer_names if name not in ran] if self._step else []
             parts = (self._layers, self._batchnorm, self._recurrent, self._params)
@@ -311,6 +313,25 @@ class Probe:
             }
             self._trace = Trace({name: frame for name, frame in tables.items() if len(frame)}, info)
         return self._trace
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was recorded of the steps closed so far, as plain data and tensors: for a checkpoint."""
+        self._buffer.wait()
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        notes, without = list(self._updates.notes), self._layers.gate.calls_without_grad
+        return {**parts, "steps": self._steps.state_dict(), "notes": notes, "without_grad": without, "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what an open probe on an equal model had recorded; the open step is given up."""
+        for part in (self._buffer, self._layers, self._batchnorm, self._recurrent, self._updates):
+            part.discard()
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self._steps.load_state_dict(state["steps"])
+        self._updates.notes = dict.fromkeys(state["notes"])
+        self._layers.gate.calls_without_grad = state["without_grad"]
+        self._trace, self._step, self._clock = None, state["step"], time.perf_counter()
+        self._begin_step()
 
     # -- steps --------------------------------------------------------------------------------------------------
 
