@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gradlab.sweep.store import load
     from gradlab.trace import Trace
     from gradlab.training import TrainSettings, train
+    from gradlab.training_seeds import train_seeds
     from gradlab.trial import WhatIf, whatif
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "tasks",
     "trace",
     "train",
+    "train_seeds",
     "training",
     "watch",
     "whatif",
@@ -72,6 +74,7 @@ _HOME = {
     "load": "gradlab.sweep.store",
     "log_spaced": "gradlab.probes.schedule",
     "train": "gradlab.training",
+    "train_seeds": "gradlab.training_seeds",
     "watch": "gradlab.probes.watch",
     "WhatIf": "gradlab.trial",
     "whatif": "gradlab.trial",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import SupportsIndex
@@ -23,7 +23,7 @@ from gradlab.tasks.image import ImageTask, batch_schedule
 from gradlab.trace import Trace
 from gradlab.training_steps import run_steps
 
-__all__ = ["TrainResult", "TrainSettings", "evaluate", "learning_rate", "train"]
+__all__ = ["TrainResult", "TrainSettings", "evaluate", "learning_rate", "sgd", "train"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +191,7 @@ def _train(
     order = batch_schedule(len(task.train_labels), settings.batch_size, settings.steps, settings.seed).to(device)
     augmentation = torch.Generator(device if device.type != "meta" else "cpu").manual_seed(settings.seed + 1)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    optimizer = _sgd(model, settings, fused=scaler.is_enabled())
+    optimizer = sgd(model.parameters(), settings, fused=scaler.is_enabled())
 
     def draw(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         return task.batch(order[step], augmentation if device.type != "meta" else None)
@@ -233,10 +233,11 @@ def _check_precision(precision: str, device: torch.device) -> None:
         raise UsageError(f"precision=bf16 needs autocast, which torch has not for '{device.type}': use float32 there.")
 
 
-def _sgd(model: nn.Module, settings: TrainSettings, *, fused: bool) -> torch.optim.SGD:
+def sgd(params: Iterable[torch.Tensor], settings: TrainSettings, *, fused: bool = False) -> torch.optim.SGD:
     """Make the optimizer; `fused` for a GradScaler, which else asks the host at each step whether to skip."""
+    params = list(params)
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        params,
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
@@ -245,7 +246,7 @@ def _sgd(model: nn.Module, settings: TrainSettings, *, fused: bool) -> torch.opt
     if fused and settings.momentum > 0:
         # The fused step takes its momentum from empty memory and leaves it so where the first update is skipped, as a
         # scaler's usually is; the second then adds what lay there. From zeros both steps are the ordinary ones.
-        for param in model.parameters():
+        for param in params:
             optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
     return optimizer
 

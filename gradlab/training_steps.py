@@ -19,7 +19,7 @@ from gradlab.checkpoint import Checkpoint, StateFile, Stateful, random_state, se
 from gradlab.probes import LayerSelection, Probe, Schedule, watch
 from gradlab.trace import Trace
 
-__all__ = ["StepsResult", "run_steps"]
+__all__ = ["StepsResult", "host_array", "run_steps", "until"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,9 +136,9 @@ def run_steps(
             diverged_at = _first_nonfinite(losses, 0, ran - 1)
     whole = ran if diverged_at is None else diverged_at + 1
     return StepsResult(
-        losses=_host(losses)[:whole],
+        losses=host_array(losses)[:whole],
         diverged_at=diverged_at,
-        trace=_until(probe.trace, whole),
+        trace=until(probe.trace, whole),
         earlier_seconds=kept.earlier_seconds,
         earlier_cpu_seconds=kept.earlier_cpu_seconds,
     )
@@ -228,14 +228,15 @@ def _first_nonfinite(losses: torch.Tensor, start: int, stop: int) -> int | None:
     return start + int(bad[0]) if len(bad) else None
 
 
-def _host(losses: torch.Tensor) -> npt.NDArray[np.float64]:
+def host_array(losses: torch.Tensor) -> npt.NDArray[np.float64]:
+    """Return losses on the host, NaN where they are on meta."""
     if losses.is_meta:
         return np.full(len(losses), np.nan)
     array: npt.NDArray[np.float64] = losses.cpu().double().numpy()  # MPS has no float64
     return array
 
 
-def _until(trace: Trace, stop: int) -> Trace:
+def until(trace: Trace, stop: int) -> Trace:
     """Return the trace without the steps from `stop` on: after a loss that is not finite they hold nothing."""
     if not (trace.steps["step"] >= stop).any():
         return trace

@@ -190,14 +190,14 @@ def test_a_large_learning_rate_diverges(digits):
 
 def test_steps_after_the_divergence_leave_the_trace(digits):
     # As on an accelerator, where the loss is looked at only later.
-    from gradlab.training_steps import _until
+    from gradlab.training_steps import until
 
     trace = train(mlp(), digits, TrainSettings(steps=4, batch_size=16), device=CPU).trace
-    kept = _until(trace, 2)
+    kept = until(trace, 2)
     for name in ("steps", "layers", "params"):
         assert set(kept.tables[name]["step"]) == {0, 1}
     assert len(kept.units) == len(trace.units) > 0
-    assert _until(trace, 4) is trace
+    assert until(trace, 4) is trace
 
 
 def test_finding_the_first_loss_that_is_not_finite():
