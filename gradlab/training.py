@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from gradlab.errors import UsageError, unknown
+from gradlab.live import offered
 from gradlab.probes import LayerSelection, Schedule, watch
 from gradlab.runtime import PRECISIONS, explain_memory, resolve_device
 from gradlab.tasks.image import ImageTask, batch_schedule
@@ -278,7 +279,8 @@ def run_steps(
     losses = torch.full((steps,), math.nan, device=device)
     on_host, done, ran, diverged_at = device.type == "cpu", 0, 0, None
     scaled = scaler if scaler.is_enabled() else None
-    with watch(model, optimizer, every=every, layers=layers, timesteps=timesteps, scaler=scaled) as probe:
+    probe = watch(model, optimizer, every=every, layers=layers, timesteps=timesteps, scaler=scaled)
+    with probe, offered(probe.latest):
         for step in range(steps):
             if rate is not None:
                 for group in optimizer.param_groups:

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "gradlab"
 LEVELS = {
     "errors": 0,
     "storage": 1, "trace_html": 1,
-    "trace": 2,
+    "trace": 2, "live": 2,
     "runtime": 3, "nets": 3, "tasks": 3, "probes": 3,
     "training": 4, "surgery": 4,
     "measure": 5,
@@ -31,7 +31,9 @@ LEVELS = {
     "__main__": 13,
     "__init__": 14,
 }  # fmt: skip
-TORCH_FREE = ("errors", "storage", "trace", "trace_html", "analysis", "plots", "study", "catalog", "claims_report")
+TORCH_FREE = (
+    "errors", "storage", "trace", "live", "trace_html", "analysis", "plots", "study", "catalog", "claims_report",
+)  # fmt: skip
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -149,6 +149,10 @@ class LayerProbe:
 
         return deliver
 
+    def last(self) -> Any:
+        """Return the rows of the step delivered last; see `TableLog.last`."""
+        return self._log.last()
+
     def frame(self) -> Any:
         """Return `trace.layers` so far."""
         return self._log.frame()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-__all__ = ["TableLog"]
+__all__ = ["Keys", "TableLog"]
+
+#: The key tuple of each row of a step.
+Keys = Sequence[tuple[object, ...]]
 
 
 @final
@@ -36,6 +40,14 @@ class TableLog:
         if keys:
             number = self._interned.setdefault(tuple(keys), len(self._interned))
             self._steps.append((step, number, np.column_stack([values[name] for name in self._value_names])))
+
+    def last(self) -> tuple[int, Keys, dict[str, npt.NDArray[np.float64]]] | None:
+        """Return the step appended last, with its keys and its value columns; None before the first."""
+        if not self._steps:
+            return None
+        step, number, values = self._steps[-1]
+        keys = next(islice(self._interned, number, None))
+        return step, keys, dict(zip(self._value_names, values.T, strict=True))
 
     def frame(self) -> pd.DataFrame:
         """Return everything appended, one row a key and step."""

@@ -15,8 +15,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from gradlab.errors import UsageError
+from gradlab.live import LiveView
 from gradlab.probes.batchnorm import BatchNormProbe
 from gradlab.probes.buffer import Rows, StepBuffer
+from gradlab.probes.latest import Latest, as_view
 from gradlab.probes.layers import LayerProbe
 from gradlab.probes.log import TableLog
 from gradlab.probes.parameters import ParameterProbe, describe_parameters
@@ -44,6 +46,7 @@ def watch(
     timesteps: bool | int = False,
     scaler: torch.amp.GradScaler | None = None,
     without_grad: bool = False,
+    live: bool | LiveView = False,
 ) -> Probe:
     """Watch a model train: per-layer signal and gradient, parameters, BatchNorm. Training itself is bit-identical.
 
@@ -59,6 +62,8 @@ def watch(
             2k, ... and the last. In recorded steps they then run in chunks: weight gradients are equal to rounding.
         scaler: The GradScaler of AMP training: gradients are recorded unscaled, and skipped updates as such.
         without_grad: Record forward calls under no_grad too; by default an evaluation between steps is not recorded.
+        live: Draw the gradient norm of each layer in the terminal meanwhile, from what is recorded anyway; a
+            `gradlab.live.LiveView` knows more, such as the time to go. Without a terminal one sentence says so.
 
     Returns:
         A probe: a context manager whose `trace` has the tables. Use it with `with`, or call `close()`.
@@ -108,6 +113,7 @@ def watch(
     probe = Probe(model, optimizers, chosen, schedule, scaler, timesteps=timesteps, without_grad=without_grad)
     try:
         await_ranks(model.parameters(), [every if isinstance(every, int) else "a schedule", len(optimizers)])
+        probe._live = as_view(live)
     except BaseException:
         probe.close()
         raise
@@ -143,6 +149,9 @@ class Probe:
             forward_calls=lambda: self._layers.gate.calls, close=self._close_step,
         )  # fmt: skip
         self._steps = TableLog((), _STEP)
+        #: Returns the latest recorded step whose numbers have arrived as a `gradlab.live.Snapshot`, or None.
+        self.latest = Latest(self._layers, self._units, self._steps)
+        self._live: LiveView | None = None
         self._layer_names = [name for name, _ in layers]
         self._info: dict[str, Any] = {
             "model": type(model).__name__,
@@ -190,6 +199,8 @@ class Probe:
             self._handles = []
             self._updates.detach()
             _watched.discard(self._model)
+            if self._live is not None:
+                self._live.close(self.latest)
 
     def __enter__(self) -> Probe:
         return self
@@ -361,6 +372,8 @@ class Probe:
             self._steps.append(step, [()], {n: np.array([v]) for n, v in zip(_STEP, row, strict=True)})
 
         self._buffer.flush(deliver)
+        if self._live is not None:
+            self._live.show(self.latest)
 
     def _steps_frame(self) -> pd.DataFrame:
         frame = self._steps.frame()

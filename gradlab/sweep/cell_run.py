@@ -17,8 +17,9 @@ from gradlab.sweep.store import finished_cell, save_cell
 
 __all__ = ["Job", "Outcome", "Progress", "Stopped", "limit_message", "run_cell"]
 
-#: Called in the driver with (cell, steps done, steps in all, loss or None).
-Progress = Callable[[Cell, int, int, float | None], None]
+#: Called in the driver with (cell, steps done, steps in all, loss or None) and, of a `live` job, the latest recorded
+#: step of the training in it as a `gradlab.live.Snapshot`, or None where there is none new.
+Progress = Callable[..., None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +44,7 @@ class Job:
         device: Name of the device.
         data_dir: Where data sets lie, if the user said.
         limit: Seconds that a cell may take; 0 for no limit.
+        live: Somebody looks on: progress comes with the gradient norms of the layers.
     """
 
     run: Callable[[Cell, CellContext], CellResult]
@@ -50,6 +52,7 @@ class Job:
     device: str
     data_dir: Path | None
     limit: float = 0.0
+    live: bool = False
 
 
 class Stopped(BaseException):  # no error: it passes through "except Exception" in a cell

@@ -92,6 +92,7 @@ def sweep(
     console: Console,
     limit: float = 0.0,
     engine: Engine | None = None,
+    live: bool = False,
 ) -> SweepReport:
     """Run the cells of a run that are not finished yet.
 
@@ -108,6 +109,7 @@ def sweep(
         console: Where progress is shown.
         limit: Seconds that a cell may take; 0 for no limit.
         engine: Runs the cells: called as `run_cells` is. Default: the local one.
+        live: Show the gradient norm by layer of running cells too, where the console is a terminal.
 
     Raises:
         UsageError: The run was planned by another version of the study, so that its cells are not this plan's; or
@@ -115,7 +117,7 @@ def sweep(
         StoreError: The run's folder cannot be written.
     """
     with hold_run(run.folder):
-        return _sweep(study, settings, run, device, workers, data_dir, console, limit, engine or run_cells)
+        return _sweep(study, settings, run, device, workers, data_dir, console, limit, engine or run_cells, live)
 
 
 def _sweep(
@@ -128,6 +130,7 @@ def _sweep(
     console: Console,
     limit: float,
     engine: Engine,
+    live: bool,
 ) -> SweepReport:
     cells = study.plan(settings)
     if {cell.key for cell in cells} != run.planned:
@@ -139,11 +142,12 @@ def _sweep(
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     finished = {cell.key for cell in run.cells()}
     todo = [cell for cell in cells if cell.key not in finished]
-    job = Job(run=study.run, folder=run.folder, device=device, data_dir=data_dir, limit=limit)
+    live = live and console.is_terminal and not console.is_dumb_terminal
+    job = Job(run=study.run, folder=run.folder, device=device, data_dir=data_dir, limit=limit, live=live)
     outcomes: list[Outcome] = []
     stopped_by = None
     if todo:
-        with SweepDisplay(console, len(todo)) as display, _termination_interrupts():
+        with SweepDisplay(console, len(todo), live=live) as display, _termination_interrupts():
             stream = engine(job, todo, workers=workers, progress=display.update, stopping=display.stopping)
             with closing(stream):  # type: ignore[type-var]
                 try:
