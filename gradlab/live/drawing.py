@@ -35,6 +35,7 @@ def draw(snapshot: Snapshot, *, width: int, height: int, ascii_only: bool = Fals
         low, high = _scale(groups)
         legend = _wrapped(_legend(snapshot, groups, low, high, solid, light), width)
         groups = fold(snapshot.groups, height - len(facts) - len(legend))
+    legend = _wrapped(_legend(snapshot, groups, low, high, solid, light), width)
     lines = [Text(line) for line in facts]
     names = [_name(group, ascii_only=ascii_only) for group in groups]
     numbers = [_number(group, wide=width >= 60, ascii_only=ascii_only) for group in groups]
@@ -74,6 +75,8 @@ def _facts(snapshot: Snapshot, left: str, dot: str) -> list[str]:
 def _legend(snapshot: Snapshot, groups: list[LayerGroup], low: int, high: int, solid: str, light: str) -> list[str]:
     layers = f"{snapshot.layers} layer{'' if snapshot.layers == 1 else 's'}"
     parts = ["gradient norm ", "by layer, ", "input first, ", f"log scale 1e{low} to 1e{high}"]
+    if not any(0 < group.largest < math.inf for group in groups):
+        parts[-1] = "none finite and above 0"
     if len(groups) < len(snapshot.groups) or any(group.layers > 1 for group in groups):
         rows = f"{len(groups)} row{'' if len(groups) == 1 else 's'}"
         parts += ["; ", f"{layers} in {rows}: ", f"{solid} smallest, {light} largest"]

@@ -29,25 +29,25 @@ class LinesAbove:
         self.stream, self.bars = stream, [""]
         self._above = above
         self._line = ""  # begun by somebody who writes a line in pieces
-        self._place, self._moves = 0, 0  # the bar written last; newlines since then
+        self._place = self._moves = 0  # the bar on whose line the cursor was left; newlines since then
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         """Take text as the stream would."""
-        if self.bars != [""] and not self._line and text and not text.strip("\n"):
+        if not text.strip("\n") and self.bars != [""] and not self._line:
             self._moves += len(text)  # the bar is left as it is, or a nested one comes below: what follows tells
         elif _UP in text and not _CONTROL.sub("", text).strip():
-            self._place, self._moves = max(0, self._place - text.count(_UP)), 0
+            self._place, self._moves = max(0, self._place + self._moves - text.count(_UP)), 0
         elif "\r" in text and "\n" not in text:
+            if not self._moves:
+                self._leave(self._place)  # a nested bar moves up again when it is written; this one did not
             self._place, self._moves = self._place + self._moves, 0
             self.bars += [""] * (self._place + 1 - len(self.bars))
             self.bars[self._place] = _CONTROL.sub("", text.rpartition("\r")[2]).rstrip()
-            while len(self.bars) > 1 and not self.bars[-1]:
-                self.bars.pop()
         else:
-            self._leave_bars()
+            self._leave(self._place + self._moves)
             lines, newline, self._line = (self._line + text).rpartition("\n")
             if newline:
                 self._above(lines.replace("\r\n", "\n"))
@@ -61,17 +61,17 @@ class LinesAbove:
     def flush(self) -> None:
         """Do nothing: what is drawn is always flushed, and a line begun is drawn when it ends."""
 
-    def _leave_bars(self) -> None:
-        """Print bars that a newline has ended as lines of their own."""
-        if self._moves and self.bars != [""]:
-            self._above("\n".join(self.bars))
-            self.bars = [""]
+    def _leave(self, count: int) -> None:
+        """Print the first bars as lines of their own: the cursor has gone on below them."""
+        left = [bar for bar in self.bars[:count] if bar]
+        self.bars = self.bars[count:] or [""]
         self._place = self._moves = 0
+        if left:
+            self._above("\n".join(left))
 
     def end(self) -> None:
-        """Print what is left: an ended bar, a line without a newline, a bar that is still being written."""
-        self._moves = self._moves or int(self.bars != [""])
-        self._leave_bars()
+        """Print what is left: bars, and a line without a newline."""
+        self._leave(len(self.bars))
         if self._line:
             self._above(self._line)
             self._line = ""

@@ -71,7 +71,7 @@ class LiveView:
         self._live: Live | None = None
         self._streams: list[tuple[str, LinesAbove]] = []
         self._snapshot: Snapshot | None = None
-        self._begun = self._first = self._next = 0.0
+        self._begun = self._next = 0.0
 
     @property
     def drawing(self) -> bool:
@@ -152,7 +152,6 @@ class LiveView:
                 return
             self._snapshot = snapshot
             if not live.is_started:
-                self._first = begun
                 live.start()
             live.refresh()
         except Exception as error:  # a drawing that fails (the terminal is gone, say) must not end the training
@@ -185,7 +184,9 @@ class LiveView:
         if self._steps is None or self._snapshot is None or self._snapshot.step < 1:
             return ""
         done = self._snapshot.step + 1
-        seconds = (time.monotonic() - self._begun) * max(0, self._steps - done) / done
+        if done >= self._steps:
+            return ""
+        seconds = (time.monotonic() - self._begun) * (self._steps - done) / done
         minutes, rest = divmod(math.ceil(seconds), 60)
         hours, minutes = divmod(minutes, 60)
         return (f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}") + " to go"
