@@ -216,13 +216,9 @@ def _train(settings: dict[str, Any], context: CellContext) -> CellResult:
     how: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in names}
     steps = settings["steps"]
     result = train(
-        model,
-        task,
-        TrainSettings(**how),
-        device=context.device,
-        every=log_spaced(steps, settings["record"]),
-        on_step=lambda step, loss: context.progress(step + 1, steps, loss),
-    )
+        model, task, TrainSettings(**how), device=context.device, every=log_spaced(steps, settings["record"]),
+        on_step=lambda step, loss: context.progress(step + 1, steps, loss), checkpoint=context.checkpoint,
+    )  # fmt: skip
     tables = {
         "losses": pd.DataFrame({"step": np.arange(len(result.losses)), "loss": result.losses}),
         "ends": pd.DataFrame([{

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gradlab import analysis, live, measure, nets, plots, probes, runtime, study, sweep, tasks, trace, training
     from gradlab.analysis.diagnosis import diagnose
     from gradlab.analysis.finding import Diagnosis, Finding
+    from gradlab.checkpoint import Checkpoint
     from gradlab.errors import GradlabError
     from gradlab.live.view import LiveView
     from gradlab.probes.adjoint import adjoint
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gradlab.trial import WhatIf, whatif
 
 __all__ = [
+    "Checkpoint",
     "Diagnosis",
     "Finding",
     "GradlabError",
@@ -61,6 +63,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Checkpoint": "gradlab.checkpoint",
     "Diagnosis": "gradlab.analysis.finding",
     "Finding": "gradlab.analysis.finding",
     "diagnose": "gradlab.analysis.diagnosis",

@@ -40,6 +40,14 @@ def _how_to_run(command: Callable[..., Any]) -> Callable[..., Any]:
             "--limit", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Longest time of a cell; 0: none."
         ),
         click.option(
+            "--checkpoint-every",
+            type=click.FloatRange(0),
+            default=60.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="How often a training cell keeps its state, to go on from there; 0: never.",
+        ),
+        click.option(
             "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs cells."
         ),
         click.option("--address", default=None, metavar="ADDRESS", help="Ray cluster; without it Ray starts here."),
@@ -60,6 +68,7 @@ class _How:
     out: Path
     workers: int | None
     limit: float
+    checkpoint_every: float
     engine: str
     address: str | None
     strict: bool
@@ -151,7 +160,8 @@ def _run(study: Study, settings: Any, run: Run, where: str, how: _How, console: 
     try:
         report = sweep(
             study, settings, run, device=where, workers=_workers(how, where, console), data_dir=how.data_dir,
-            console=console, limit=how.limit, engine=_engine(how), live=_live(how, console),
+            console=console, limit=how.limit, checkpoint_every=how.checkpoint_every, engine=_engine(how),
+            live=_live(how, console),
         )  # fmt: skip
         if report.interrupted:
             sys.exit(_stopped(run, again, report.signal_number))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from gradlab.analysis.claims import Claim
+    from gradlab.checkpoint import Checkpoint
     from gradlab.trace import Trace
 
 __all__ = [
@@ -72,11 +73,13 @@ class CellContext:
         device: Where to compute.
         data_dir: Where data sets lie, if the user said.
         progress: To be called with (steps done, steps in all, loss or None); raises when the sweep is being stopped.
+        checkpoint: For `train` and `learn`, so that a long cell goes on where it was broken off; None to begin anew.
     """
 
     device: torch.device
     data_dir: Path | None
     progress: Callable[[int, int, float | None], None]
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

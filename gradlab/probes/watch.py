@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, final
 
@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from gradlab.errors import UsageError
 from gradlab.live import LiveView
+from gradlab.probes.admission import check_model, check_owner, check_scaler
 from gradlab.probes.batchnorm import BatchNormProbe
 from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.latest import Latest, as_view
@@ -99,15 +99,9 @@ def watch(
         raise UsageError(f"watch needs a torch.nn.Module; got {type(model).__name__}.")
     if model in _watched:
         raise UsageError("This model is watched already: close the other probe first.")
-    if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
-        raise UsageError("This model has lazy parameters that have no shape yet: run one batch through it first.")
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise UsageError("Parameters of FullyShardedDataParallel are flat local shards: use fully_shard instead.")
+    check_model(model)
     optimizers = as_optimizers(optimizer)
-    if scaler is not None and not optimizers:
-        raise UsageError("watch needs the optimizer with the scaler: only then is it known which gradients are scaled.")
-    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
-        raise UsageError(f"watch needs a torch.amp.GradScaler as its scaler; got {type(scaler).__name__}.")
+    check_scaler(scaler, optimizers)
     chosen = select(model, layers)
     schedule = as_schedule(every)
     probe = Probe(model, optimizers, chosen, schedule, scaler, timesteps=timesteps, without_grad=without_grad)
@@ -136,7 +130,7 @@ class Probe:
         without_grad: bool,
     ) -> None:
         params = list(model.named_parameters())
-        _check_owner(params, optimizers)
+        check_owner(params, optimizers)
         self._model, self._schedule = model, schedule
         self._buffer = StepBuffer()
         self._layers = LayerProbe(layers, self._buffer, without_grad=without_grad)
@@ -148,6 +142,10 @@ class Probe:
             optimizers, scaler, self._params, self._buffer,
             forward_calls=lambda: self._layers.gate.calls, close=self._close_step,
         )  # fmt: skip
+        self._parts: dict[str, Any] = {  # by the table each fills
+            "layers": self._layers, "units": self._units, "params": self._params, "batchnorm": self._batchnorm,
+            "timesteps": self._recurrent,
+        }  # fmt: skip
         self._steps = TableLog((), _STEP)
         #: Returns the latest recorded step whose numbers have arrived as a `gradlab.live.Snapshot`, or None.
         self.latest = Latest(self._layers, self._units, self._steps)
@@ -248,7 +246,7 @@ class Probe:
         if not (self._open and self._updates.optimizers):
             raise UsageError("Only an open probe that was given an optimizer can follow another one.")
         optimizers = as_optimizers(optimizer)
-        _check_owner(list(self._model.named_parameters()), optimizers)
+        check_owner(list(self._model.named_parameters()), optimizers)
         self._updates.follow(optimizers)
 
     def tap(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
@@ -299,9 +297,7 @@ class Probe:
         self._buffer.wait()
         if self._trace is None:
             ran = self._layers.ran
-            probes: tuple[Any, ...] = (self._layers, self._units, self._params, self._batchnorm, self._recurrent)
-            names = ("layers", "units", "params", "batchnorm", "timesteps")
-            tables = {name: probe.frame() for name, probe in zip(names, probes, strict=True)}
+            tables = {name: part.frame() for name, part in self._parts.items()}
             tables |= {"gates": self._recurrent.gates_frame(), "steps": self._steps_frame()}
             never_ran = [name for name in self._layer_names if name not in ran] if self._step else []
             parts = (self._layers, self._batchnorm, self._recurrent, self._params)
@@ -322,6 +318,25 @@ class Probe:
             }
             self._trace = Trace({name: frame for name, frame in tables.items() if len(frame)}, info)
         return self._trace
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was recorded of the steps closed so far, as plain data and tensors: for a checkpoint."""
+        self._buffer.wait()
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        notes, without = list(self._updates.notes), self._layers.gate.calls_without_grad
+        return {**parts, "steps": self._steps.state_dict(), "notes": notes, "without_grad": without, "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what an open probe on an equal model had recorded; the open step is given up."""
+        for part in (self._buffer, self._layers, self._batchnorm, self._recurrent, self._updates):
+            part.discard()
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self._steps.load_state_dict(state["steps"])
+        self._updates.notes = dict.fromkeys(state["notes"])
+        self._layers.gate.calls_without_grad = state["without_grad"]
+        self._trace, self._step, self._clock = None, state["step"], time.perf_counter()
+        self._begin_step()
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -380,10 +395,3 @@ class Probe:
         if len(frame):
             frame = frame.rename(columns={"clip": "clip_coefficient"}).astype({"skipped": bool})
         return frame
-
-
-def _check_owner(params: list[tuple[str, nn.Parameter]], optimizers: tuple[torch.optim.Optimizer, ...]) -> None:
-    own = {id(param) for _, param in params}
-    for optimizer in optimizers:
-        if own.isdisjoint(id(param) for group in optimizer.param_groups for param in group["params"]):
-            raise UsageError("The optimizer holds none of the model's parameters: give the model's own optimizer.")

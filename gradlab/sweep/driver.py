@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import shutil
 import signal
 import sys
 import threading
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import GradlabError, StoreError, UsageError
+from gradlab.storage import replace_file
 from gradlab.study import Study
-from gradlab.sweep.cell_run import Job, Outcome
+from gradlab.sweep.cell_run import Job, Outcome, checkpoint_folder
 from gradlab.sweep.engine import run_cells
 from gradlab.sweep.lock import hold_run
 from gradlab.sweep.progress import SweepDisplay
-from gradlab.sweep.store import Run, create_run, replace_file, set_damaged_aside
+from gradlab.sweep.store import Run, create_run, set_damaged_aside
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,6 +93,7 @@ def sweep(
     data_dir: Path | None,
     console: Console,
     limit: float = 0.0,
+    checkpoint_every: float = 60.0,
     engine: Engine | None = None,
     live: bool = False,
 ) -> SweepReport:
@@ -108,6 +111,7 @@ def sweep(
         data_dir: Where data sets lie, if the user said.
         console: Where progress is shown.
         limit: Seconds that a cell may take; 0 for no limit.
+        checkpoint_every: Seconds between two states that a training cell keeps, to go on from; 0 keeps none.
         engine: Runs the cells: called as `run_cells` is. Default: the local one.
         live: Show the gradient norm by layer of running cells too, where the console is a terminal.
 
@@ -117,20 +121,22 @@ def sweep(
         StoreError: The run's folder cannot be written.
     """
     with hold_run(run.folder):
-        return _sweep(study, settings, run, device, workers, data_dir, console, limit, engine or run_cells, live)
+        live = live and console.is_terminal and not console.is_dumb_terminal
+        job = Job(
+            run=study.run, folder=run.folder, device=device, data_dir=data_dir, limit=limit,
+            checkpoint_every=checkpoint_every, live=live,
+        )  # fmt: skip
+        return _sweep(study, settings, run, job, workers, console, engine or run_cells)
 
 
 def _sweep(
     study: Study,
     settings: Any,
     run: Run,
-    device: str,
+    job: Job,
     workers: int,
-    data_dir: Path | None,
     console: Console,
-    limit: float,
     engine: Engine,
-    live: bool,
 ) -> SweepReport:
     cells = study.plan(settings)
     if {cell.key for cell in cells} != run.planned:
@@ -142,12 +148,12 @@ def _sweep(
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     finished = {cell.key for cell in run.cells()}
     todo = [cell for cell in cells if cell.key not in finished]
-    live = live and console.is_terminal and not console.is_dumb_terminal
-    job = Job(run=study.run, folder=run.folder, device=device, data_dir=data_dir, limit=limit, live=live)
+    for key in finished:  # stored, and then the process died
+        shutil.rmtree(checkpoint_folder(run.folder, key), ignore_errors=True)
     outcomes: list[Outcome] = []
     stopped_by = None
     if todo:
-        with SweepDisplay(console, len(todo), live=live) as display, _termination_interrupts():
+        with SweepDisplay(console, len(todo), live=job.live) as display, _termination_interrupts():
             stream = engine(job, todo, workers=workers, progress=display.update, stopping=display.stopping)
             with closing(stream):  # type: ignore[type-var]
                 try:

@@ -74,7 +74,7 @@ def test_a_row_of_several_layers_shows_their_range_and_the_legend_says_so() -> N
     assert first.startswith("net.0…5 ")
     assert first.split()[-1] == f"{1e-6:.1e}…{10.0**-5.5:.1e}"
     assert 0 < first.count("█") < first.count("█") + first.count("░")
-    assert lines[-1] == "60 layers in 9 rows: █ smallest, ░ largest"
+    assert " ".join(lines[-2:]).endswith("; 60 layers in 9 rows: █ smallest, ░ largest")
 
 
 def test_what_is_not_finite_is_red_and_counted_and_the_others_keep_their_bars() -> None:

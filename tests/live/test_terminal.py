@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+from gradlab.sweep.store import Run
 
 pty = pytest.importorskip("pty")
 fcntl, struct, termios = (pytest.importorskip(name) for name in ("fcntl", "struct", "termios"))
@@ -40,16 +45,16 @@ else:
 HIDE, SHOW = b"\x1b[?25l", b"\x1b[?25h"
 
 
-def on_terminal(words: list[str], folder: Path, *, columns: int = 80, rows: int = 30) -> tuple[int, bytes]:
+def on_terminal(
+    words: list[str], folder: Path, *, columns: int = 80, rows: int = 30, more: Mapping[str, str] | None = None
+) -> tuple[int, bytes]:
     """Run a command on a pseudo-terminal and return its exit status and all that was written."""
     reader, writer = pty.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    import subprocess
-
     keep = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
     process = subprocess.Popen(
         words, stdin=writer, stdout=writer, stderr=writer, cwd=folder, close_fds=True,
-        env=keep | {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"},
+        env=keep | {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"} | dict(more or {}),
     )  # fmt: skip
     os.close(writer)
     parts = []
@@ -85,14 +90,29 @@ def test_the_terminal_is_given_back(how: str, code: int, tmp_path: Path) -> None
         assert "█" not in told  # nothing is drawn over it
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, 1], ids=["in this process", "in a worker"])
 def test_run_live_shows_layers_of_running_cells(workers: int, tmp_path: Path) -> None:
-    words = ["run", "depth-sweep", "--preset", "smoke", "--set", "depth=8", "--set", "profile_depth=8", "--live"]
-    words += ["--workers", str(workers), "--out", str(tmp_path)]
-    status, written = on_terminal([sys.executable, "-m", "gradlab", *words], tmp_path, columns=100)
-    text = written.decode()
+    toy = Path(__file__).parents[1] / "sweep" / "toy" / "toy_study.py"
+    info = tmp_path / "toy_study-1.dist-info"
+    info.mkdir()
+    (tmp_path / "toy_study.py").write_bytes(toy.read_bytes())
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-study\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[gradlab.experiments]\ntoy = toy_study:STUDY\n")
+    words = ["run", "toy", "--preset", "smoke", "--set", "train=12", "--set", "pace=0.1", "--live"]
+    paths = os.pathsep.join(path for path in (str(tmp_path), os.environ.get("PYTHONPATH", "")) if path)
+    status, written = on_terminal(
+        [sys.executable, "-m", "gradlab", *words, "--workers", str(workers), "--device", "cpu"],
+        tmp_path, columns=100, more={"PYTHONPATH": paths},
+    )  # fmt: skip
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
     assert status == 0, text[-2000:]
-    assert "stages.0.0" in text
-    assert "gradient norm by layer, input first" in text
+    drawings = re.findall(r"train\s+step (\d+) · loss [\d.]+ · all finite · [\d.]+% dead units", text)
+    assert {int(step) % 3 for step in drawings} == {0}  # recorded steps: the study records every third
+    (folder,) = (tmp_path / "runs" / "toy").glob("*-*")
+    run = Run(folder)
+    (cell,) = (cell for cell in run.cells() if cell.cell.part == "train")
+    layers = cell.trace.layers
+    for step in set(map(int, drawings)):
+        for row in layers[layers.step == step].itertuples():
+            assert re.search(rf"\n{row.layer} +█+ +{re.escape(f'{row.grad_norm:.2e}')}", text), row
     assert written.rindex(SHOW) > written.rindex(HIDE)

@@ -26,6 +26,7 @@ ENDINGS = {
     "data": ("failed", "The data are damaged."),
     "resource": ("failed", "Out of memory on cpu."),
     "library": ("failed", "Out of memory on cpu in cell library: it asked for 2.00 GiB and "),
+    "memory": ("failed", "Out of memory on cpu in cell memory: it asked for 2.00 GiB and "),
     "diverge": ("diverged", "the loss was not finite at step 1"),
     "table": ("failed", "A cell's table cannot be called 'layers'"),
 }
