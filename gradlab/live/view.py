@@ -54,8 +54,9 @@ class LiveView:
 
     Note:
         It draws in the thread that trains, from numbers that were recorded anyway, at most four times a second and for
-        about a hundredth of the time (measured: 1.1 to 1.7% of the CPU time, see benchmarks/README.md). No thread of its own, so that a process may be forked (a DataLoader's workers)
-        at any time. One view is drawn at a time; a second one meanwhile is left out, with a sentence.
+        about a hundredth of the time (measured: 1.1 to 1.7% of the CPU time, see benchmarks/README.md). No thread of
+        its own, so that a process may be forked (a DataLoader's workers) at any time. One view is drawn at a time; a
+        second one meanwhile is left out, with a sentence.
 
     Example:
         >>> LiveView(steps=1000).drawing
