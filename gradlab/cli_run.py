@@ -51,6 +51,7 @@ def _how_to_run(command: Callable[..., Any]) -> Callable[..., Any]:
             "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs cells."
         ),
         click.option("--address", default=None, metavar="ADDRESS", help="Ray cluster; without it Ray starts here."),
+        click.option("--live", is_flag=True, help="Show gradients by layer of the running cells, in a terminal."),
         click.option("--strict", is_flag=True, help="Exit with 3 when a claim is not reproduced."),
     )
     for option in reversed(options):
@@ -71,6 +72,7 @@ class _How:
     engine: str
     address: str | None
     strict: bool
+    live: bool
 
     def __post_init__(self) -> None:
         if self.data_dir is not None and not self.data_dir.expanduser().is_dir():
@@ -159,6 +161,7 @@ def _run(study: Study, settings: Any, run: Run, where: str, how: _How, console: 
         report = sweep(
             study, settings, run, device=where, workers=_workers(how, where, console), data_dir=how.data_dir,
             console=console, limit=how.limit, checkpoint_every=how.checkpoint_every, engine=_engine(how),
+            live=_live(how, console),
         )  # fmt: skip
         if report.interrupted:
             sys.exit(_stopped(run, again, report.signal_number))
@@ -177,6 +180,18 @@ def _workers(how: _How, where: str, console: Console) -> int:
     if told:
         say(console, told)
     return count
+
+
+def _live(how: _How, console: Console) -> bool:
+    """Return whether layers are shown; where they cannot be, say why."""
+    reason = ""
+    if how.live and how.engine != "local":
+        reason = "cells on a Ray cluster report their progress only"
+    elif how.live and (not console.is_terminal or console.is_dumb_terminal):
+        reason = "there is no terminal to draw in"
+    if reason:
+        click.echo(f"gradlab: --live shows nothing here: {reason}.", err=True)
+    return how.live and not reason
 
 
 def _engine(how: _How) -> Engine | None:

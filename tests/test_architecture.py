@@ -16,7 +16,7 @@ PACKAGE = ROOT / "gradlab"
 LEVELS = {
     "errors": 0,
     "storage": 1, "trace_html": 1, "cli_errors": 1,
-    "trace": 2, "checkpoint": 2,
+    "trace": 2, "checkpoint": 2, "live": 2,
     "runtime": 3, "nets": 3, "tasks": 3, "probes": 3,
     "training_steps": 4, "surgery": 4,
     "training": 5,
@@ -33,7 +33,9 @@ LEVELS = {
     "__main__": 15,
     "__init__": 16,
 }  # fmt: skip
-TORCH_FREE = ("errors", "storage", "trace", "trace_html", "analysis", "plots", "study", "catalog", "claims_report")
+TORCH_FREE = (
+    "errors", "storage", "trace", "live", "trace_html", "analysis", "plots", "study", "catalog", "claims_report",
+)  # fmt: skip
 
 
 def modules() -> list[tuple[str, Path]]:

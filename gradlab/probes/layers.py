@@ -149,6 +149,10 @@ class LayerProbe:
 
         return deliver
 
+    def last(self) -> Any:
+        """Return the rows of the step delivered last; see `TableLog.last`."""
+        return self._log.last()
+
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of the steps closed."""
         return {"log": self._log.state_dict(), "ran": sorted(self.ran), "not_seen": dict(self.not_seen)}

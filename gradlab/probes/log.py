@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, final
 
 import numpy as np
@@ -10,7 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-__all__ = ["TableLog"]
+__all__ = ["Keys", "TableLog"]
+
+#: The key tuple of each row of a step.
+Keys = Sequence[tuple[object, ...]]
 
 
 @final
@@ -37,6 +41,14 @@ class TableLog:
         if keys:
             number = self._interned.setdefault(tuple(keys), len(self._interned))
             self._steps.append((step, number, np.column_stack([values[name] for name in self._value_names])))
+
+    def last(self) -> tuple[int, Keys, dict[str, npt.NDArray[np.float64]]] | None:
+        """Return the step appended last, with its keys and its value columns; None before the first."""
+        if not self._steps:
+            return None
+        step, number, values = self._steps[-1]
+        keys = next(islice(self._interned, number, None))
+        return step, keys, dict(zip(self._value_names, values.T, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything appended as plain data and one tensor."""

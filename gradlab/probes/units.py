@@ -105,6 +105,20 @@ class UnitProbe:
         self._calls.clear()
         self.gate.close_step()
 
+    def _tops(self, layer: str) -> list[torch.Tensor]:
+        """Return the largest entry that each unit of a rectifier ever put out, a tensor a place in the net."""
+        tops = [self._alive[layer, call] for call in range(_OWN_CALLS + 1) if (layer, call) in self._alive]
+        if layer in self._cells and len({top.shape for top in tops}) == 1:
+            tops = [torch.stack(tops).amax(0)]
+        return tops
+
+    def dead_units(self) -> tuple[int, int]:
+        """Return (dead, all) units of the rectifiers so far; (0, 0) on an accelerator, where it would wait."""
+        tops = [top for layer, _ in self._layers for top in self._tops(layer)]
+        if not all(top.is_cpu for top in tops):
+            return 0, 0
+        return sum(int((top <= 0).sum()) for top in tops), sum(top.numel() for top in tops)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of the units so far."""
         return {
@@ -126,12 +140,8 @@ class UnitProbe:
         nan = float("nan")
         rows: list[tuple[str, int, float, float]] = []
         for layer, _ in self._layers:
-            places = [(layer, call) for call in range(_OWN_CALLS + 1)]
-            tops = [_on_host(self._alive[place]) for place in places if place in self._alive]
-            flat_at = [self._flat[place] for place in places if place in self._flat]
-            counts = [(_on_host(count), seen) for count, seen in flat_at]
-            if layer in self._cells and len({top.shape for top in tops}) == 1:
-                tops = [torch.stack(tops).amax(0)]
+            tops = self._tops(layer)
+            counts = [self._flat[layer, call] for call in range(_OWN_CALLS + 1) if (layer, call) in self._flat]
             if layer in self._cells and len({count.shape for count, _ in counts}) == 1:
                 counts = [(torch.stack([count for count, _ in counts]).sum(0), sum(seen for _, seen in counts))]
             if tops:

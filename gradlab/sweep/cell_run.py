@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Outcome", "Progress", "Stopped", "checkpoint_folder", "limit_message", "run_cell"]
 
-#: Called in the driver with (cell, steps done, steps in all, loss or None).
-Progress = Callable[[Cell, int, int, float | None], None]
+#: Called in the driver with (cell, steps done, steps in all, loss or None) and, of a `live` job, the latest recorded
+#: step of the training in it as a `gradlab.live.Snapshot`, or None where there is none new.
+Progress = Callable[..., None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,7 @@ class Job:
         data_dir: Where data sets lie, if the user said.
         limit: Seconds that a cell may take; 0 for no limit.
         checkpoint_every: Seconds between two states that a training cell keeps; 0 keeps none.
+        live: Somebody looks on: progress comes with the gradient norms of the layers.
     """
 
     run: Callable[[Cell, CellContext], CellResult]
@@ -59,6 +61,7 @@ class Job:
     data_dir: Path | None
     limit: float = 0.0
     checkpoint_every: float = 60.0
+    live: bool = False
 
 
 class Stopped(BaseException):  # no error: it passes through "except Exception" in a cell

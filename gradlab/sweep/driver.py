@@ -95,6 +95,7 @@ def sweep(
     limit: float = 0.0,
     checkpoint_every: float = 60.0,
     engine: Engine | None = None,
+    live: bool = False,
 ) -> SweepReport:
     """Run the cells of a run that are not finished yet.
 
@@ -112,6 +113,7 @@ def sweep(
         limit: Seconds that a cell may take; 0 for no limit.
         checkpoint_every: Seconds between two states that a training cell keeps, to go on from; 0 keeps none.
         engine: Runs the cells: called as `run_cells` is. Default: the local one.
+        live: Show the gradient norm by layer of running cells too, where the console is a terminal.
 
     Raises:
         UsageError: The run was planned by another version of the study, so that its cells are not this plan's; or
@@ -119,9 +121,10 @@ def sweep(
         StoreError: The run's folder cannot be written.
     """
     with hold_run(run.folder):
+        live = live and console.is_terminal and not console.is_dumb_terminal
         job = Job(
             run=study.run, folder=run.folder, device=device, data_dir=data_dir, limit=limit,
-            checkpoint_every=checkpoint_every,
+            checkpoint_every=checkpoint_every, live=live,
         )  # fmt: skip
         return _sweep(study, settings, run, job, workers, console, engine or run_cells)
 
@@ -150,7 +153,7 @@ def _sweep(
     outcomes: list[Outcome] = []
     stopped_by = None
     if todo:
-        with SweepDisplay(console, len(todo)) as display, _termination_interrupts():
+        with SweepDisplay(console, len(todo), live=job.live) as display, _termination_interrupts():
             stream = engine(job, todo, workers=workers, progress=display.update, stopping=display.stopping)
             with closing(stream):  # type: ignore[type-var]
                 try:
