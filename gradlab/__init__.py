@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradlab import analysis, measure, nets, plots, probes, runtime, study, sweep, tasks, trace, training
+    from gradlab import analysis, measure, nets, plots, probes, report, runtime, study, sweep, tasks, trace, training
     from gradlab.analysis.diagnosis import diagnose
     from gradlab.analysis.finding import Diagnosis, Finding
     from gradlab.errors import GradlabError
@@ -46,6 +46,7 @@ __all__ = [
     "nets",
     "plots",
     "probes",
+    "report",
     "runtime",
     "study",
     "sweep",

@@ -26,12 +26,24 @@ LEVELS = {
     "sweep": 9, "catalog": 9, "claims_report": 9, "doctor": 10,
     "experiments": 10, "benchmarks": 10,
     "run_comparison": 10,
-    "cli_errors": 1, "cli_screen": 10, "cli_bench": 11, "cli_diagnose": 11, "cli_run": 11, "cli_runs": 11, "cli": 12,
-    "integrations": 13,  # may import anything; of its own level, so that nothing below imports it
-    "__main__": 13,
-    "__init__": 14,
+    "cli_errors": 1, "cli_screen": 10, "report": 11,
+    "cli_bench": 11, "cli_diagnose": 11, "cli_run": 11, "cli_runs": 11, "cli_report": 12, "cli": 13,
+    "integrations": 14,  # may import anything; of its own level, so that nothing below imports it
+    "__main__": 14,
+    "__init__": 15,
 }  # fmt: skip
-TORCH_FREE = ("errors", "storage", "trace", "trace_html", "analysis", "plots", "study", "catalog", "claims_report")
+TORCH_FREE = (
+    "errors",
+    "storage",
+    "trace",
+    "trace_html",
+    "analysis",
+    "plots",
+    "study",
+    "catalog",
+    "claims_report",
+    "report",
+)
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -113,7 +125,7 @@ class NoTorch(importlib.abc.MetaPathFinder):  # as if it were not installed
 
 sys.meta_path.insert(0, NoTorch())
 import gradlab as gl
-for room in ("gradlab.analysis", "gradlab.plots"):
+for room in ("gradlab.analysis", "gradlab.plots", "gradlab.report"):
     package = importlib.import_module(room)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{room}.{module.name}")
@@ -124,6 +136,7 @@ assert len(trace.layers) == 2, trace
 import matplotlib
 matplotlib.use("agg")
 gl.plots.gradient_flow(trace)
+gl.report.write_diagnosis(trace, sys.argv[1] + ".html")
 print("drawn")
 """
 
