@@ -35,10 +35,11 @@ def report_command(what: tuple[str, ...], out: Path, rules: str | None, runs: Pa
             f"A page is about runs or about one trace; got the trace {traces[0]} with others: name it alone."
         )
     if traces:
+        from gradlab.analysis.diagnosis import OWN_RULES
         from gradlab.trace import Trace
 
         trace = Trace.load(traces[0])
-        path = write_diagnosis(trace, out, name=Path(traces[0]).name, **({} if rules is None else {"rules": rules}))
+        path = write_diagnosis(trace, out, name=Path(traces[0]).name, rules=rules or OWN_RULES)
     else:
         if rules is not None:
             raise UsageError("--rules judges a saved trace: the claims of a run have rules of their own.")

@@ -164,7 +164,7 @@ def _settings(table: pd.DataFrame) -> list[str]:
 
 
 def _varied(*ends: pd.DataFrame) -> list[str]:
-    names = [name for name in ends[0] if name in ends[1] and name not in ("loss", "seed")]
+    names = [name for name in ends[0] if all(name in end for end in ends) and name not in ("loss", "seed")]
     return [str(name) for name in names if any(end[name].nunique() > 1 for end in ends)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,7 @@ __all__ = ["MOST_CURVES", "Chart", "Curves", "Mark", "curve_chart", "heat_chart"
 
 MOST_CURVES: Final = 10
 _MOST_POINTS: Final = 150
+_LABEL: Final = 20  # letters
 _DASHES: Final = ([1, 0], [6, 3], [2, 2])
 #: Told apart with every common kind of colour blindness (Okabe & Ito), dashes after the sixth.
 _COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07D00", "#56B4E9")
@@ -90,15 +92,13 @@ def heat_chart(grid: FlowGrid, name: str, *, marks: Sequence[Mark] = ()) -> Char
         "s:O", title="recorded step", axis=alt.Axis(labelExpr=_lookup(grid.steps.tolist()), labelAngle=0,
         labelOverlap=True, ticks=False, values=_spread(len(grid.steps), 8)),
     )  # fmt: skip
-    shown = [grid.names[place] for place in _spread(tall, 24)]
+    labels = _labels(grid.names)
     y = alt.Y(
-        "layer:N", title="layer (input at the top)", sort=None, scale=alt.Scale(domain=list(grid.names)),
-        axis=alt.Axis(ticks=False, labelLimit=90, values=shown),
+        "label:N", title=None, sort=None, scale=alt.Scale(domain=labels),
+        axis=alt.Axis(ticks=False, labelLimit=130, labelFontSize=10, values=[labels[at] for at in _spread(tall, 24)]),
     )  # fmt: skip
     color = alt.Color("v:Q", title="log10 of norm", scale=alt.Scale(scheme="viridis"), legend=_legend())
-    base = alt.Chart(
-        alt.InlineData(values=values, name="cells"), width="container", height=max(120, min(420, 9 * tall))
-    )
+    base = alt.Chart(alt.InlineData(values=values, name="cells"), width="container", height=_height(grid))
     known = base.mark_rect().encode(
         x=x, y=y, color=color,
         tooltip=[
@@ -117,7 +117,8 @@ def heat_chart(grid: FlowGrid, name: str, *, marks: Sequence[Mark] = ()) -> Char
     layers: list[Any] = [known, line, core]
     if marks:
         layers.append(_frames(grid, marks))
-    chart = alt.layer(*layers).add_params(k)
+    title = alt.Title("layer, the input at the top", anchor="start", frame="bounds", fontSize=12, fontWeight="normal")
+    chart = alt.layer(*layers, title=title).add_params(k)
     summary = (
         f"Heat map of the gradient norm: {grid.layers} layers over {grid.recorded} recorded steps, "
         f"from {grid.names[0]} nearest the input to {grid.names[-1]}."
@@ -128,8 +129,9 @@ def heat_chart(grid: FlowGrid, name: str, *, marks: Sequence[Mark] = ()) -> Char
 def _frames(grid: FlowGrid, marks: Sequence[Mark]) -> alt.Chart:
     import altair as alt
 
+    labels = _labels(grid.names)
     values = [
-        {"layer": grid.names[mark.rows[0]], "last": grid.names[mark.rows[1]], "s": mark.columns[0],
+        {"label": labels[mark.rows[0]], "last": labels[mark.rows[1]], "s": mark.columns[0],
          "end": mark.columns[1], "what": mark.what}
         for mark in marks
     ]  # fmt: skip
@@ -139,7 +141,7 @@ def _frames(grid: FlowGrid, marks: Sequence[Mark]) -> alt.Chart:
         .encode(
             x=alt.X("s:O", bandPosition=0),
             x2=alt.X2("end", bandPosition=1),
-            y=alt.Y("layer:N", bandPosition=0),
+            y=alt.Y("label:N", bandPosition=0),
             y2=alt.Y2("last", bandPosition=1),
         )
     )
@@ -151,7 +153,7 @@ def profile_chart(grid: FlowGrid, name: str) -> Chart:
     import altair as alt
 
     k = alt.param(name="k", value=len(grid.steps) - 1)
-    base = alt.Chart(alt.InlineData(values=_cells(grid), name="cells"), width="container", height=220)
+    base = alt.Chart(alt.InlineData(values=_cells(grid), name="cells"), width="container", height=_height(grid))
     low, high = _range(grid.low, grid.high)
     x = alt.X("l:Q", title="layer, in order of execution", scale=alt.Scale(domain=[0, max(1, len(grid.names) - 1)]),
               axis=alt.Axis(tickMinStep=1))  # fmt: skip
@@ -164,7 +166,7 @@ def profile_chart(grid: FlowGrid, name: str) -> Chart:
     line = line.transform_filter("datum.s === k").transform_lookup(lookup="l", from_=_names(grid))
     line = line.transform_calculate(p="datum.v", norm="isValid(datum.v) ? format(pow(10, datum.v), '.3~g') : 'none'")
     shown = [band, line] if len(grid.names) < grid.layers else [line]
-    text = "Gradient norm by layer at the step chosen with the slider, on a log axis; its lowest and highest are said above."
+    text = "Gradient norm by layer at the step chosen with the slider, log axis; its lowest and highest are said above."
     return Chart(name=name, spec=_finished(alt.layer(*shown).add_params(k)), alt=text)
 
 
@@ -214,7 +216,9 @@ def curve_chart(frame: pd.DataFrame, name: str, *, x: str, y: str, title: str, l
     line = base.mark_line(point=alt.OverlayMarkDef(size=12)).encode(
         x=at, y=up, color=color,
         strokeDash=alt.StrokeDash("c:N", scale=alt.Scale(domain=list(range(len(names))), range=dashes), legend=None),
-        tooltip=[alt.Tooltip("name:N", title="curve"), alt.Tooltip("x:Q", title=x), alt.Tooltip("value:N", title=title)],
+        tooltip=[
+            alt.Tooltip("name:N", title="curve"), alt.Tooltip("x:Q", title=x), alt.Tooltip("value:N", title=title),
+        ],
     )  # fmt: skip
     line = line.transform_lookup(
         lookup="c",
@@ -256,8 +260,20 @@ def _cells(grid: FlowGrid) -> list[dict[str, Any]]:
 def _names(grid: FlowGrid) -> alt.LookupData:
     import altair as alt
 
-    values = [{"l": row, "layer": name} for row, name in enumerate(grid.names)]
-    return alt.LookupData(data=alt.InlineData(values=values, name="names"), key="l", fields=["layer"])
+    pairs = zip(grid.names, _labels(grid.names), strict=True)
+    values = [{"l": row, "layer": name, "label": label} for row, (name, label) in enumerate(pairs)]
+    return alt.LookupData(data=alt.InlineData(values=values, name="names"), key="l", fields=["layer", "label"])
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Return names that fit beside an axis, and are still all different: the end of a dotted path tells most."""
+    short = [name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}" for name in names]
+    counts = Counter(short)
+    return [name if counts[label] > 1 else label for name, label in zip(names, short, strict=True)]
+
+
+def _height(grid: FlowGrid) -> int:
+    return max(160, min(420, 10 * len(grid.names)))
 
 
 def _lookup(values: Sequence[int], at: str = "datum.value") -> str:

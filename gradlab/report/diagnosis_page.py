@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +18,6 @@ from gradlab.report.page import check_target, write_page
 if TYPE_CHECKING:
     from gradlab.analysis.finding import Diagnosis, Finding
     from gradlab.report.charts import Curves, Mark
-    from gradlab.report.explorer import Flow
     from gradlab.report.flow_grid import FlowGrid
     from gradlab.trace import Trace
 
@@ -83,14 +83,22 @@ def write_diagnosis(
     grid = flow_grid(trace.layers)
     title = name or str(trace.info.get("model", "")) or "a model"
     marks = finding_marks(found.findings, grid) if grid is not None else {}
-    seen = flow(grid, "d-flow", title, marks=[mark for own in marks.values() for mark in own]) if grid else None
+    framed = [mark for own in marks.values() for mark in own]
+    seen = flow(grid, "d-flow", title, marks=framed) if grid is not None else None
     curves = list(_curves(trace, grid))
     charts = [*([seen.heat, seen.profile] if seen else []), *(item.chart for _, _, item in curves)]
     return write_page(
-        "diagnosis.html", path, charts=charts, title=f"Diagnosis of {title}", found=found, flow=seen, curves_shown=curves,
+        "diagnosis.html",
+        path,
+        charts=charts,
+        title=f"Diagnosis of {title}",
+        answer=_answer(found),
+        found=found,
         findings=[_view(finding, place in marks) for place, finding in enumerate(found.findings)],
-        facts=_facts(trace), answer=_answer(found),
-    )  # fmt: skip
+        flow=seen,
+        curves_shown=curves,
+        facts=_facts(trace),
+    )
 
 
 def finding_marks(findings: tuple[Finding, ...], grid: FlowGrid) -> dict[int, list[Mark]]:
@@ -112,7 +120,7 @@ def finding_marks(findings: tuple[Finding, ...], grid: FlowGrid) -> dict[int, li
             inside = np.array([np.abs(grid.steps - first).argmin()])
         columns = (int(inside[0]), int(inside[-1]))
         edges = [0, *(at for at in range(1, len(rows)) if rows[at] > rows[at - 1] + 1), len(rows)]
-        groups = [rows[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+        groups = [rows[begin:end] for begin, end in pairwise(edges)]
         marks[place] = [Mark(rows=(own[0], own[-1]), columns=columns, what=finding.title) for own in groups]
     return marks
 
@@ -186,10 +194,11 @@ def _through_time(trace: Trace) -> pd.DataFrame | None:
         return None
     rows = rows[(rows["call"] == 0) & rows["step"].isin([rows["step"].min(), rows["step"].max()])]
     many = rows["level"].max() > 0
+    marks = (rows[column].tolist() for column in ("layer", "level", "direction", "state", "step"))
     names = [
-        f"{row.layer or '(the model itself)'}{f' level {row.level}' if many else ''}"
-        f"{' backward' if row.direction == 'backward' else ''}, {row.state}, step {row.step}"
-        for row in rows.itertuples()
+        f"{layer or '(the model itself)'}{f' level {level}' if many else ''}"
+        f"{' backward' if direction == 'backward' else ''}, {state}, step {step}"
+        for layer, level, direction, state, step in zip(*marks, strict=True)
     ]
     return pd.DataFrame(
         {"curve": names, "time step": rows["t"].to_numpy(), "log10": rows["log10_grad_norm"].to_numpy()}

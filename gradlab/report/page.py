@@ -107,5 +107,5 @@ def _vega() -> str:
     import vl_convert
 
     schema = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    script: str = vl_convert.javascript_bundle(None, vl_version=schema)
+    script: str = vl_convert.javascript_bundle(vl_version=schema)  # type: ignore[call-arg]  # its default is left out
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")

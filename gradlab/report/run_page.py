@@ -124,10 +124,10 @@ def _view(run: Run, study: Study | None, name: str) -> _RunView:
     if not cells:
         problems.append("No cell of this run is finished, so there is nothing to judge or to draw.")
     elif study is not None:
-        with _told(problems, "The claims could not be decided"):
+        with _told(problems, "The claims could not be decided", of=Exception):
             claims = decide(study, run)
         for place, figure in enumerate(study.figures):
-            with _told(problems, f"The figure '{figure}' could not be drawn"):
+            with _told(problems, f"The figure '{figure}' could not be drawn", of=Exception):
                 _draw(study, run, figure, f"{name}f{place}", figures, problems)
     if cells:
         with _told(problems, "The losses could not be shown"):
@@ -157,13 +157,13 @@ def _view(run: Run, study: Study | None, name: str) -> _RunView:
 
 
 @contextmanager
-def _told(problems: list[str], what: str) -> Iterator[None]:
-    """Turn whatever a run's tables cause into a sentence on the page: they may be anybody's, of any version."""
+def _told(problems: list[str], what: str, *, of: type[Exception] = GradlabError) -> Iterator[None]:
+    """Turn an error of a kind into a sentence on the page; what a study does with old tables may raise anything."""
     try:
         yield
     except GradlabError as error:
         problems.append(f"{what}: {error}")
-    except Exception as error:
+    except of as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         problems.append(f"{what} from these tables, which another version may have written ({reason:.200}).")
 
@@ -235,7 +235,7 @@ def _tally(verdicts: Sequence[str]) -> str:
         for verdict in Verdict
         if counts[verdict]
     ]
-    return f"Of {len(verdicts)} claims {', '.join(parts[:-1])} and {parts[-1]}."
+    return f"Of {len(verdicts)} claims, {', '.join(parts[:-1])} and {parts[-1]}."
 
 
 def _row(claim: Claim, run: Run, name: str) -> dict[str, Any]:
