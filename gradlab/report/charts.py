@@ -86,7 +86,6 @@ def heat_chart(grid: FlowGrid, name: str, *, marks: Sequence[Mark] = ()) -> Char
     import altair as alt
 
     tall = len(grid.names)
-    values = _cells(grid)
     k = alt.param(name="k", value=len(grid.steps) - 1)
     x = alt.X(
         "s:O", title="recorded step", axis=alt.Axis(labelExpr=_lookup(grid.steps.tolist()), labelAngle=0,
@@ -95,10 +94,11 @@ def heat_chart(grid: FlowGrid, name: str, *, marks: Sequence[Mark] = ()) -> Char
     labels = _labels(grid.names)
     y = alt.Y(
         "label:N", title=None, sort=None, scale=alt.Scale(domain=labels),
-        axis=alt.Axis(ticks=False, labelLimit=130, labelFontSize=10, values=[labels[at] for at in _spread(tall, 24)]),
+        axis=alt.Axis(ticks=False, labelLimit=130, labelFontSize=10,
+        values=[labels[at] for at in _spread(tall, _height(grid) // 14)]),
     )  # fmt: skip
     color = alt.Color("v:Q", title="log10 of norm", scale=alt.Scale(scheme="viridis"), legend=_legend())
-    base = alt.Chart(alt.InlineData(values=values, name="cells"), width="container", height=_height(grid))
+    base = alt.Chart(alt.NamedData("cells"), width="container", height=_height(grid))
     known = base.mark_rect().encode(
         x=x, y=y, color=color,
         tooltip=[
@@ -123,7 +123,7 @@ def heat_chart(grid: FlowGrid, name: str, *, marks: Sequence[Mark] = ()) -> Char
         f"Heat map of the gradient norm: {grid.layers} layers over {grid.recorded} recorded steps, "
         f"from {grid.names[0]} nearest the input to {grid.names[-1]}."
     )
-    return Chart(name=name, spec=_finished(chart), alt=summary, renderer="canvas")
+    return Chart(name=name, spec=_finished(chart, cells=_cells(grid)), alt=summary, renderer="canvas")
 
 
 def _frames(grid: FlowGrid, marks: Sequence[Mark]) -> alt.Chart:
@@ -153,7 +153,7 @@ def profile_chart(grid: FlowGrid, name: str) -> Chart:
     import altair as alt
 
     k = alt.param(name="k", value=len(grid.steps) - 1)
-    base = alt.Chart(alt.InlineData(values=_cells(grid), name="cells"), width="container", height=_height(grid))
+    base = alt.Chart(alt.NamedData("cells"), width="container", height=_height(grid))
     low, high = _range(grid.low, grid.high)
     x = alt.X("l:Q", title="layer, in order of execution", scale=alt.Scale(domain=[0, max(1, len(grid.names) - 1)]),
               axis=alt.Axis(tickMinStep=1))  # fmt: skip
@@ -167,7 +167,7 @@ def profile_chart(grid: FlowGrid, name: str) -> Chart:
     line = line.transform_calculate(p="datum.v", norm="isValid(datum.v) ? format(pow(10, datum.v), '.3~g') : 'none'")
     shown = [band, line] if len(grid.names) < grid.layers else [line]
     text = "Gradient norm by layer at the step chosen with the slider, log axis; its lowest and highest are said above."
-    return Chart(name=name, spec=_finished(alt.layer(*shown).add_params(k)), alt=text)
+    return Chart(name=name, spec=_finished(alt.layer(*shown).add_params(k), cells=_cells(grid)), alt=text)
 
 
 def curve_chart(frame: pd.DataFrame, name: str, *, x: str, y: str, title: str, log: bool = False) -> Curves | None:
@@ -200,14 +200,16 @@ def curve_chart(frame: pd.DataFrame, name: str, *, x: str, y: str, title: str, l
     colors = [_COLORS[place % len(_COLORS)] for place in range(len(names))]
     dashes = [_DASHES[place // len(_COLORS) % len(_DASHES)] for place in range(len(names))]
     hidden = alt.param(name="hidden", value=[])
-    base = alt.Chart(alt.InlineData(values=values, name="curves"), width="container", height=240)
+    base = alt.Chart(alt.NamedData("curves"), width="container", height=240)
     base = base.transform_filter("indexof(hidden, datum.c) < 0")
     scale = alt.Scale(domain=list(range(len(names))), range=colors)
     color = alt.Color("c:N", scale=scale, legend=None)
     low, high = _range(
         np.array([row.get("lo", row["p"]) for row in values]), np.array([row.get("hi", row["p"]) for row in values])
     )
-    at = alt.X("x:Q", title=x)
+    ends = [min(row["x"] for row in values), max(row["x"] for row in values)]
+    span = alt.Scale(domain=ends if ends[1] > ends[0] else [ends[0] - 1, ends[0] + 1], nice=False)
+    at = alt.X("x:Q", title=x, scale=span, axis=alt.Axis(tickMinStep=1, format="~s" if ends[1] >= 1e4 else "~g"))
     up = alt.Y("p:Q", title=title, scale=alt.Scale(domain=[low, high], nice=not log, zero=False),
                axis=_log_axis() if log else alt.Axis())  # fmt: skip
     band = base.mark_area(opacity=0.15).encode(x=at, y=alt.Y("lo:Q"), y2="hi:Q", color=color)
@@ -232,7 +234,7 @@ def curve_chart(frame: pd.DataFrame, name: str, *, x: str, y: str, title: str, l
     text = (
         f"Curves of {title} against {x}: {', '.join(names)}{f', and {more} more that are not shown' if more else ''}."
     )
-    chart = Chart(name=name, spec=_finished(alt.layer(band, line).add_params(hidden)), alt=text)
+    chart = Chart(name=name, spec=_finished(alt.layer(band, line).add_params(hidden), curves=values), alt=text)
     return Curves(
         chart=chart,
         names=tuple(names),
@@ -302,20 +304,25 @@ def _short(value: Any) -> float:
 def _log_axis() -> alt.Axis:
     import altair as alt
 
-    return alt.Axis(labelExpr="format(pow(10, datum.value), '.1~e')", tickCount=6)
+    return alt.Axis(labelExpr="format(pow(10, datum.value), '.2~g')", tickCount=6)
 
 
 def _legend() -> alt.Legend:
     import altair as alt
 
     return alt.Legend(
-        orient="bottom", direction="horizontal", gradientLength=180, labelExpr="format(pow(10, datum.value), '.0e')",
+        orient="bottom", direction="horizontal", gradientLength=180, labelExpr="format(pow(10, datum.value), '.1~g')",
         title="gradient norm", titleOrient="left",
     )  # fmt: skip
 
 
-def _finished(chart: Any) -> dict[str, Any]:
-    """Return the specification, drawn on white: the page keeps its charts on paper, by day and by night."""
+def _finished(chart: Any, **data: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the specification, drawn on white: the page keeps its charts on paper, by day and by night.
+
+    Args:
+        chart: The chart.
+        **data: Its large data by name, put in here since Altair would validate each of thousands of records.
+    """
     shown = chart.configure(
         background="white",
         font="system-ui, sans-serif",
@@ -327,5 +334,6 @@ def _finished(chart: Any) -> dict[str, Any]:
         },
     )  # fmt: skip
     spec: dict[str, Any] = shown.to_dict()
+    spec["datasets"] = {**spec.get("datasets", {}), **data}
     spec.pop("$schema", None)  # an address; nothing reads it, and the page asks nobody
     return spec
