@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from gradlab.analysis.claims import Claim, Verdict
 from gradlab.errors import DataError
+from gradlab.report import write_diagnosis, write_report
 from gradlab.study import Cell, CellContext, CellResult, Drawing, Preset, Results, Study, setting
 from gradlab.sweep.store import Run, create_run, save_cell
 from gradlab.trace import Trace
@@ -112,21 +114,33 @@ def layer_table(depth: int, steps: int, gain: float = 0.5) -> pd.DataFrame:
     })  # fmt: skip
 
 
+def stored_run(out: Path, *, finished: int = 4, **changes: Any) -> Run:
+    settings: dict[str, Any] = {"depth": [4, 8], "note": EVIL, "lr": 0.1} | changes
+    cells = plan(Settings())
+    manifest = {"preset": "default", "settings": settings, "device": "cpu", "environment": {"python": EVIL}}
+    run = create_run(out, "deep", manifest, cells)
+    for cell in cells[:finished]:
+        depth, seed = cell.settings["depth"], cell.settings["seed"]
+        steps = pd.DataFrame({"step": range(5), "loss": [3.0 / (k + 1) + seed for k in range(5)]})
+        trace = Trace({"steps": steps, "layers": layer_table(depth, 5)})
+        save_cell(run.folder, cell, CellResult(trace=trace, message=EVIL), {})
+    return Run(run.folder)
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Run]:
-    def make(*, finished: int = 4, **changes: Any) -> Run:
-        settings: dict[str, Any] = {"depth": [4, 8], "note": EVIL, "lr": 0.1} | changes
-        cells = plan(Settings())
-        manifest = {"preset": "default", "settings": settings, "device": "cpu", "environment": {"python": EVIL}}
-        run = create_run(tmp_path / "runs", "deep", manifest, cells)
-        for cell in cells[:finished]:
-            depth, seed = cell.settings["depth"], cell.settings["seed"]
-            steps = pd.DataFrame({"step": range(5), "loss": [3.0 / (k + 1) + seed for k in range(5)]})
-            trace = Trace({"steps": steps, "layers": layer_table(depth, 5)})
-            save_cell(run.folder, cell, CellResult(trace=trace, message=EVIL), {})
-        return Run(run.folder)
+    return partial(stored_run, tmp_path / "runs")
 
-    return make
+
+@pytest.fixture(scope="session")
+def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    return write_report([stored_run(folder)], folder / "run.html", studies={"deep": STUDY})
+
+
+@pytest.fixture(scope="session")
+def diagnosis(tmp_path_factory: pytest.TempPathFactory, sick_trace: Trace) -> Path:
+    return write_diagnosis(sick_trace, tmp_path_factory.mktemp("diagnosis") / "diagnosis.html")
 
 
 @pytest.fixture
@@ -149,7 +163,7 @@ def linear_net() -> Callable[..., pd.DataFrame]:
     return layer_table
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sick_trace() -> Trace:
     """Return a net of 20 layers in which the gradient halves four times a layer, every name with markup."""
     layers = layer_table(20, 6, gain=0.06)

@@ -30,7 +30,7 @@ def test_all_parts_are_there_and_the_run_is_only_read(
     page = read(write_report([run], tmp_path / "a.html", studies={"deep": study}))
     assert sorted(path.relative_to(run.folder) for path in run.folder.rglob("*")) == before
     for part in ("Question", "Answer", "Claims", "Explore", "Losses", "Figures", "How to do it again", "Settings",
-                 "Environment", "learning rate", "4 done", "103 [", "Numbers in this figure (12 of 20 rows)"):  # fmt: skip
+                 "Environment", "learning rate", "4 done", "104 [", "Numbers in this figure (12 of 20 rows"):  # fmt: skip
         assert part in page.text, part
     assert "What is missing" not in page.text
     answered = "Of 3 claims, 1 is reproduced, 1 is not reproduced and 1 is not decided. Not reproduced: C2."
@@ -38,8 +38,8 @@ def test_all_parts_are_there_and_the_run_is_only_read(
     assert page.text.count(evil) > 30
 
 
-def test_no_string_of_a_users_becomes_markup(make_run: Make, study: Study, read: Any, tmp_path: Path) -> None:
-    page = read(write_report([make_run()], tmp_path / "a.html", studies={"deep": study}))
+def test_no_string_of_a_users_becomes_markup(run_page: Path, read: Any) -> None:
+    page = read(run_page)
     assert not [tag for tag, _ in page.tags if tag == "img"]
     scripts = [attributes for tag, attributes in page.tags if tag == "script"]
     charts = [attributes for tag, attributes in page.tags if attributes.get("class") == "chart"]
@@ -48,8 +48,8 @@ def test_no_string_of_a_users_becomes_markup(make_run: Make, study: Study, read:
     assert all("onerror" not in attributes for _, attributes in page.tags)
 
 
-def test_the_page_is_one_file(make_run: Make, study: Study, read: Any, tmp_path: Path) -> None:
-    page = read(write_report([make_run()], tmp_path / "a.html", studies={"deep": study}))
+def test_the_page_is_one_file(run_page: Path, read: Any) -> None:
+    page = read(run_page)
     for tag, attributes in page.tags:
         assert tag not in ("link", "iframe", "object", "embed", "base", "form"), tag
         for name in ("src", "href", "xlink:href", "action", "srcset", "poster"):
