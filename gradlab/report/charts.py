@@ -156,7 +156,7 @@ def profile_chart(grid: FlowGrid, name: str) -> Chart:
     base = alt.Chart(alt.NamedData("cells"), width="container", height=_height(grid))
     low, high = _range(grid.low, grid.high)
     x = alt.X("l:Q", title="layer, in order of execution", scale=alt.Scale(domain=[0, max(1, len(grid.names) - 1)]),
-              axis=alt.Axis(tickMinStep=1))  # fmt: skip
+              axis=alt.Axis(tickMinStep=1, format="d"))  # fmt: skip
     y = alt.Y("p:Q", title="gradient norm", scale=alt.Scale(domain=[low, high]), axis=_log_axis())
     band = base.mark_area(opacity=0.18, color=_COLORS[0]).encode(x=x, y=alt.Y("lo:Q"), y2="hi:Q")
     band = band.transform_filter("datum.s === k && isValid(datum.lo)")

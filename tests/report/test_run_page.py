@@ -30,7 +30,7 @@ def test_all_parts_are_there_and_the_run_is_only_read(
     page = read(write_report([run], tmp_path / "a.html", studies={"deep": study}))
     assert sorted(path.relative_to(run.folder) for path in run.folder.rglob("*")) == before
     for part in ("Question", "Answer", "Claims", "Explore", "Losses", "Figures", "How to do it again", "Settings",
-                 "Environment", "learning rate", "4 done", "104 [", "Numbers in this figure (12 of 20 rows"):  # fmt: skip
+                 "Environment", "learning rate", "4 done", "104 [", "(12 of 20 rows)"):  # fmt: skip
         assert part in page.text, part
     assert "What is missing" not in page.text
     answered = "Of 3 claims, 1 is reproduced, 1 is not reproduced and 1 is not decided. Not reproduced: C2."
