@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from itertools import islice
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
-__all__ = ["TableLog"]
+__all__ = ["Keys", "TableLog"]
+
+#: The key tuple of each row of a step.
+Keys = Sequence[tuple[object, ...]]
 
 
 @final
@@ -36,6 +41,30 @@ class TableLog:
         if keys:
             number = self._interned.setdefault(tuple(keys), len(self._interned))
             self._steps.append((step, number, np.column_stack([values[name] for name in self._value_names])))
+
+    def last(self) -> tuple[int, Keys, dict[str, npt.NDArray[np.float64]]] | None:
+        """Return the step appended last, with its keys and its value columns; None before the first."""
+        if not self._steps:
+            return None
+        step, number, values = self._steps[-1]
+        keys = next(islice(self._interned, number, None))
+        return step, keys, dict(zip(self._value_names, values.T, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything appended as plain data and one tensor."""
+        values = [values for _, _, values in self._steps] or [np.empty((0, len(self._value_names)))]
+        return {
+            "keys": [list(keys) for keys in self._interned],
+            "steps": [(step, number, len(values)) for step, number, values in self._steps],
+            "values": torch.from_numpy(np.concatenate(values)),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned."""
+        self._interned = {tuple(map(tuple, keys)): number for number, keys in enumerate(state["keys"])}
+        ends = np.cumsum([count for _, _, count in state["steps"]])
+        parts = np.split(state["values"].numpy(), ends[:-1]) if len(ends) else []
+        self._steps = [(step, number, part) for (step, number, _), part in zip(state["steps"], parts, strict=True)]
 
     def frame(self) -> pd.DataFrame:
         """Return everything appended, one row a key and step."""

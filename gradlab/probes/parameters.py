@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -177,6 +177,15 @@ class ParameterProbe:
             return _total(grad_norm[slots[:, _GRAD] >= 0])
 
         return deliver
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known of the steps closed."""
+        return {"log": self._log.state_dict(), "with_grad": sorted(self.with_grad), "not_seen": dict(self.not_seen)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned."""
+        self._log.load_state_dict(state["log"])
+        self.with_grad, self.not_seen = set(state["with_grad"]), dict(state["not_seen"])
 
     def frame(self) -> Any:
         """Return `trace.params` so far."""

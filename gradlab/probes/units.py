@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import pandas as pd
@@ -84,7 +84,9 @@ class UnitProbe:
             return
         top = _channel_max(output)
         known = self._alive.get(place)
-        self._alive[place] = top = top if known is None or known.shape != top.shape else torch.maximum(known, top)
+        self._alive[place] = top = (
+            top if known is None or known.shape != top.shape else torch.maximum(known.to(top.device), top)
+        )
         if output.is_cpu:  # elsewhere a branch on data would wait for the device
             # Once each unit was active there is nothing more to learn; not so where NaN hides what a unit does.
             self._settled[place] = output.shape[1:] if bool((top > 0).all()) else torch.Size((-1,))
@@ -96,22 +98,50 @@ class UnitProbe:
         known, seen = self._flat.get(place, (None, 0))
         if known is None or known.shape != count.shape:
             known, seen = torch.zeros_like(count), 0
-        self._flat[place] = (known + count, seen + rows.shape[0])
+        self._flat[place] = (known.to(count.device) + count, seen + rows.shape[0])
 
     def close_step(self) -> None:
         """End the step; what is known of the units stays."""
         self._calls.clear()
         self.gate.close_step()
 
+    def _tops(self, layer: str) -> list[torch.Tensor]:
+        """Return the largest entry that each unit of a rectifier ever put out, a tensor a place in the net."""
+        tops = [self._alive[layer, call] for call in range(_OWN_CALLS + 1) if (layer, call) in self._alive]
+        if layer in self._cells and len({top.shape for top in tops}) == 1:
+            tops = [torch.stack(tops).amax(0)]
+        return tops
+
+    def dead_units(self) -> tuple[int, int]:
+        """Return (dead, all) units of the rectifiers so far; (0, 0) on an accelerator, where it would wait."""
+        tops = [top for layer, _ in self._layers for top in self._tops(layer)]
+        if not all(top.is_cpu for top in tops):
+            return 0, 0
+        return sum(int((top <= 0).sum()) for top in tops), sum(top.numel() for top in tops)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known of the units so far."""
+        return {
+            "cells": sorted(self._cells),
+            "alive": [(*place, top) for place, top in self._alive.items()],
+            "settled": [(*place, list(shape)) for place, shape in self._settled.items()],
+            "flat": [(*place, count, seen) for place, (count, seen) in self._flat.items()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned, wherever it lies: each layer's next output says where it belongs."""
+        self._cells = set(state["cells"])
+        self._alive = {(layer, call): top for layer, call, top in state["alive"]}
+        self._settled = {(layer, call): torch.Size(shape) for layer, call, shape in state["settled"]}
+        self._flat = {(layer, call): (count, seen) for layer, call, count, seen in state["flat"]}
+
     def frame(self) -> pd.DataFrame:
         """Return `trace.units` so far."""
         nan = float("nan")
         rows: list[tuple[str, int, float, float]] = []
         for layer, _ in self._layers:
-            tops = [self._alive[layer, call] for call in range(_OWN_CALLS + 1) if (layer, call) in self._alive]
+            tops = self._tops(layer)
             counts = [self._flat[layer, call] for call in range(_OWN_CALLS + 1) if (layer, call) in self._flat]
-            if layer in self._cells and len({top.shape for top in tops}) == 1:
-                tops = [torch.stack(tops).amax(0)]
             if layer in self._cells and len({count.shape for count, _ in counts}) == 1:
                 counts = [(torch.stack([count for count, _ in counts]).sum(0), sum(seen for _, seen in counts))]
             if tops:
@@ -121,6 +151,10 @@ class UnitProbe:
                 flat = torch.cat([(count / seen > 0.5).double().reshape(-1) for count, seen in counts])
                 rows.append((layer, flat.numel(), nan, nan if flat.is_meta else float(flat.mean())))
         return pd.DataFrame(rows, columns=["layer", "units", "dead_fraction", "saturated_fraction"])
+
+
+def _on_host(x: torch.Tensor) -> torch.Tensor:
+    return x if x.is_meta else x.cpu()
 
 
 def _channel_dim(output: torch.Tensor) -> int:

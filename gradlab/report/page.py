@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from gradlab.errors import StoreError, UsageError
-from gradlab.sweep.store import replace_file
+from gradlab.storage import replace_file
 
 if TYPE_CHECKING:
     from gradlab.report.charts import Chart
