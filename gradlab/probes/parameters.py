@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from gradlab.probes.arithmetic import SgdGroup
 from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.log import TableLog
 from gradlab.probes.reduce import can_reduce, is_distributed, norm_of
+from gradlab.probes.rows import MISSING
 from gradlab.probes.sharded import ShardedRows
 
 __all__ = ["ParameterProbe", "ReadScale", "clip_coefficient", "describe_parameters"]
@@ -70,7 +72,7 @@ class ParameterProbe:
         self.names = [name for name, _ in named]
         self._owners = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name, _ in named]
         self._keys = [(name, name.rpartition(".")[0], param.numel()) for name, param in named]
-        self.with_grad: set[str] = set()  # layers whose parameters had a gradient in a recorded step
+        self._got_grad = np.zeros(len(named), dtype=bool)  # in any recorded step
         self.not_seen: dict[str, str] = {}
         sharded = {place: param for place, (_, param) in enumerate(named) if is_distributed(param)}
         self._sharded = ShardedRows(sharded, buffer) if sharded else None
@@ -78,39 +80,76 @@ class ParameterProbe:
         self._log = TableLog(
             ("param", "layer", "entries"),
             ("weight_norm", "grad_norm", "grad_norm_unclipped", "update_norm", "grad_nonfinite"),
+            _derive,
         )
-        self._slots: dict[tuple[int, int], int] = {}  # by place of the parameter and what of it
-        self._scales: dict[int, ReadScale] = {}
+        self._slots = np.full((len(named), 3), _NONE)  # by place of the parameter and what of it
+        self._scales: list[tuple[ReadScale, list[int]]] = []  # of the places read with it; the last one counts
         self._before: dict[int, torch.Tensor] = {}
+        self._foretold: list[tuple[list[torch.Tensor], list[int]]] = []
+        self._foretells = True
         self._read = False
+
+    @property
+    def with_grad(self) -> set[str]:
+        """Layers whose own parameters had gradients in a recorded step."""
+        return {self._keys[place][1] for place in np.flatnonzero(self._got_grad)}
 
     def _now(self) -> list[nn.Parameter | None]:
         return [owner._parameters.get(name) for owner, name in self._owners]
 
-    def before_update(self, scale: ReadScale, *, but: Collection[int] = (), keep: Collection[int] = ()) -> None:
+    def before_update(
+        self,
+        scale: ReadScale,
+        *,
+        but: Collection[int] = (),
+        keep: Collection[int] = (),
+        groups: Sequence[SgdGroup] | None = None,
+    ) -> None:
         """Reduce weights and gradients; what was read before in this step is replaced.
 
         Args:
             scale: What these gradients have to be divided by.
             but: Ids of parameters to leave alone: other optimizers use them.
             keep: Ids of the parameters that an update follows of: they are copied until `after_update`.
+            groups: Parameters of which the update can be foretold, as far as they are ordinary: not copied.
         """
-        self._read, self._before = True, {}
+        self._read, self._before, self._foretold = True, {}, []
         with torch.no_grad():
-            for place, param in enumerate(self._now()):
-                if param is None or id(param) in but:
-                    continue
-                self._scales[place] = scale
-                self._reduce(place, _WEIGHT, param)
-                self._reduce(place, _GRAD, param.grad)
-                self._slots.pop((place, _UPDATE), None)
+            mine = {id(x): (p, x) for p, x in enumerate(self._now()) if x is not None and id(x) not in but}
+            places = [place for place, _ in mine.values()]
+            self._scales.append((scale, places))
+            self._slots[places] = _NONE
+            for group in groups or () if self._foretells else ():
+                self._foretell(group, mine)
+            params = [param for _, param in mine.values()]
+            places = [place for place, _ in mine.values()]
+            slots = self._buffer.parameters(params)
+            self._slots[places, :_UPDATE] = slots
+            for at, kind in np.argwhere(slots == _NONE).tolist():
+                self._reduce(places[at], kind, params[at] if kind == _WEIGHT else params[at].grad)
+            self._got_grad[places] |= slots[:, _GRAD] != MISSING
+            for place, param in zip(places, params, strict=True):
                 if id(param) in keep:
                     self._before[place] = param.detach().clone()
-                if param.grad is not None:
-                    self.with_grad.add(self._keys[place][1])
+
+    def _foretell(self, group: SgdGroup, mine: dict[int, tuple[int, nn.Parameter]]) -> None:
+        """Read what is ordinary of a group, its coming updates included, and take it out of `mine`."""
+        read = self._buffer.sgd(group)
+        if read is None:
+            return
+        params, places, slots = [], [], []
+        for param, row in zip(group.params, read, strict=True):
+            if row[0] >= 0 and id(param) in mine:
+                params.append(param)
+                places.append(mine.pop(id(param))[0])
+                slots.append(row)
+        if places:
+            self._slots[places] = slots
+            self._got_grad[places] = True
+            self._foretold.append((params, places))
 
     def _reduce(self, place: int, kind: int, x: torch.Tensor | None) -> None:
-        self._slots.pop((place, kind), None)
+        self._slots[place, kind] = _NONE
         x = None if x is None else _entries(x)
         if x is None:
             return
@@ -124,8 +163,14 @@ class ParameterProbe:
 
     def after_update(self) -> None:
         """Reduce what the optimizer added."""
+        for params, places in self._foretold:
+            if self._buffer.rows.stepped(params, self._slots[places, _UPDATE].tobytes()):
+                # This SGD does not do what torch's does: its updates are measured from now on.
+                self._slots[places, _UPDATE] = _NONE
+                self._foretells = False
+        self._foretold = []
         with torch.no_grad():
-            now = self._now()
+            now = self._now() if self._before else []
             for place, old in self._before.items():
                 new = now[place]
                 if new is None or old.shape != new.shape:
@@ -140,7 +185,7 @@ class ParameterProbe:
 
     def discard(self) -> None:
         """Forget the open step."""
-        self._slots, self._scales, self._before, self._read = {}, {}, {}, False
+        self._slots[:], self._scales, self._before, self._foretold, self._read = _NONE, [], {}, [], False
         if self._sharded is not None:
             self._sharded.discard()
 
@@ -148,39 +193,42 @@ class ParameterProbe:
         """End the step; the function returned takes its rows and gives the norm of all gradients together."""
         if self._sharded is not None and self._read:
             with torch.no_grad():
-                self._slots |= self._sharded.join()
+                for where, slot in self._sharded.join().items():
+                    self._slots[where] = slot
         keys = self._keys if self._read else []
-        slots = np.array([[self._slots.get((p, kind), _NONE) for kind in range(3)] for p in range(len(keys))], int)
-        slots = slots.reshape(-1, 3)
-        of_place = [self._scales.get(place, ReadScale()) for place in range(len(keys))]
+        slots = self._slots[: len(keys)].copy()
+        scales = self._scales
         self.discard()
 
         def deliver(rows: Rows) -> float:
-            padded = np.vstack([rows, np.full((1, rows.shape[1]), np.nan)])  # slot -1: nothing to read
-            known = {scale: _numbers(scale, rows) for scale in set(of_place)}
-            loss, clip = np.array([known[scale] for scale in of_place]).reshape(-1, 2).T
+            facts = np.full((len(keys), 2), (1.0, np.nan))
+            for scale, places in scales:
+                facts[places] = _numbers(scale, rows)
+            self._log.append_rows(step, keys, rows, slots, facts)
+            known = slots[:, _GRAD] >= 0
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                grad_norm = norm_of(padded[slots[:, _GRAD]]) / loss
-                # Clipping an infinite norm multiplies by 0, from which nothing can be told: 0/0 is NaN.
-                unclipped = grad_norm / clip
-            self._log.append(
-                step,
-                keys,
-                {
-                    "weight_norm": norm_of(padded[slots[:, _WEIGHT]]),
-                    "grad_norm": grad_norm,
-                    "grad_norm_unclipped": unclipped,
-                    "update_norm": norm_of(padded[slots[:, _UPDATE]]),
-                    "grad_nonfinite": padded[slots[:, _GRAD]][:, _NONFINITE],
-                },
-            )
-            return _total(grad_norm[slots[:, _GRAD] >= 0])
+                return _total(norm_of(rows[slots[known, _GRAD]]) / facts[known, 0])
 
         return deliver
 
     def frame(self) -> Any:
         """Return `trace.params` so far."""
         return self._log.frame()
+
+
+def _derive(rows: Rows, facts: Rows) -> dict[str, Rows]:
+    """Return the value columns from the rows of weight, gradient and update, and from loss scale and clipping."""
+    loss_scale, clip = facts.T
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        grad_norm = norm_of(rows[:, _GRAD]) / loss_scale
+        return {
+            "weight_norm": norm_of(rows[:, _WEIGHT]),
+            "grad_norm": grad_norm,
+            # Clipping an infinite norm multiplies by 0, from which nothing can be told: 0/0 is NaN.
+            "grad_norm_unclipped": grad_norm / clip,
+            "update_norm": norm_of(rows[:, _UPDATE]),
+            "grad_nonfinite": rows[:, _GRAD, _NONFINITE],
+        }
 
 
 def _entries(x: torch.Tensor) -> torch.Tensor:

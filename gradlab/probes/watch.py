@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from gradlab.errors import UsageError
 from gradlab.probes.batchnorm import BatchNormProbe
 from gradlab.probes.buffer import Rows, StepBuffer
+from gradlab.probes.hooks import HookSwitch, LayerHook
 from gradlab.probes.layers import LayerProbe
 from gradlab.probes.log import TableLog
 from gradlab.probes.parameters import ParameterProbe, describe_parameters
@@ -32,6 +33,7 @@ from gradlab.trace import Trace
 __all__ = ["LayerSelection", "Probe", "watch"]
 
 _STEP = ("loss", "seconds", "skipped", "loss_scale", "learning_rate", "grad_norm", "clip")
+_ONE_ROW = ((),)  # a step has no key but its number
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -133,9 +135,9 @@ class Probe:
         _check_owner(params, optimizers)
         self._model, self._schedule = model, schedule
         self._buffer = StepBuffer()
-        self._layers = LayerProbe(layers, self._buffer, without_grad=without_grad)
+        self._units = UnitProbe(layers)
+        self._layers = LayerProbe(layers, self._buffer, without_grad=without_grad, units=self._units)
         self._batchnorm = BatchNormProbe(layers, self._buffer, without_grad=without_grad)
-        self._units = UnitProbe(model, layers, without_grad=without_grad)
         self._recurrent = RecurrentProbe(model, layers, self._buffer, timesteps=timesteps, without_grad=without_grad)
         self._params = ParameterProbe(model, self._buffer)
         self._updates = UpdateProbe(
@@ -150,6 +152,7 @@ class Probe:
             **describe_parameters(params, optimizers),
         }
         self._handles: list[Any] = []
+        self._switch = HookSwitch([])
         self._trace: Trace | None = None
         self._step = 0
         self._clock = time.perf_counter()
@@ -162,8 +165,12 @@ class Probe:
         _watched.add(self._model)
         try:
             # BatchNorm's pre-hooks must see the state before the call, and its hook the output before any other's.
-            for probe in (self._layers, self._units, self._batchnorm):
+            for probe in (self._layers, self._batchnorm):
                 self._handles += probe.attach()
+            if self._units:
+                begin_pass = LayerHook(lambda *_: self._layers.begin_pass())
+                self._handles.append(self._model.register_forward_pre_hook(begin_pass))
+            self._switch = HookSwitch(self._handles)
             self._updates.attach()
             self._begin_step()
         except BaseException:
@@ -188,6 +195,7 @@ class Probe:
             for handle in self._handles:
                 handle.remove()
             self._handles = []
+            self._switch.forget()
             self._updates.detach()
             _watched.discard(self._model)
 
@@ -319,8 +327,8 @@ class Probe:
 
     def _set_recording(self, recording: bool) -> None:
         self._recording = self._updates.recording = recording
-        for probe in (self._layers, self._batchnorm, self._units):
-            probe.gate.recording = recording
+        self._layers.gate.recording = self._batchnorm.gate.recording = recording
+        self._switch.on() if recording else self._switch.off()
         self._recurrent.set_recording(recording)
 
     def _scalar(self, value: torch.Tensor | float, what: str = "value") -> int | float:
@@ -347,7 +355,6 @@ class Probe:
 
     def _deliver_later(self, step: int, seconds: float) -> None:
         updates = self._updates.close_step(step)
-        self._units.close_step()
         layers, batchnorm = self._layers.close_step(step), self._batchnorm.close_step(step)
         recurrent = self._recurrent.close_step(step)
 
@@ -358,7 +365,7 @@ class Probe:
             recurrent(rows, told.loss_scales)
             last_scale = told.loss_scales[-2:][0]  # that of the last update; the one after it was not used yet
             row = (told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.grad_norm, told.clip)
-            self._steps.append(step, [()], {n: np.array([v]) for n, v in zip(_STEP, row, strict=True)})
+            self._steps.append(step, _ONE_ROW, np.array([row]))
 
         self._buffer.flush(deliver)
 
