@@ -38,7 +38,7 @@ def sgd_groups(optimizer: torch.optim.Optimizer, pre_hook: int, post_hook: int) 
         return None
     groups = []
     for group in optimizer.param_groups:
-        numbers = [group.get(name) for name in ("lr", "momentum", "dampening", "weight_decay")]
+        numbers: list[Any] = [group.get(name) for name in ("lr", "momentum", "dampening", "weight_decay")]
         if group.get("fused") or group.get("differentiable") or not all(type(n) in (int, float) for n in numbers):
             return None
         lr, momentum, dampening, decay = (float(n) for n in numbers)

@@ -56,6 +56,7 @@ class BatchNormProbe:
         self.not_seen: dict[str, str] = {}
         self._layers = [(name, module) for name, module in layers if isinstance(module, _BatchNorm)]
         self._buffer = buffer
+        buffer.rows.gradients_are_shared = bool(self._layers)
         self._generation = 0
         self._entries: dict[int, _Entry] = {}  # by place in the order of execution
         # By layer and thread: a call in another thread may come between a call's two hooks.

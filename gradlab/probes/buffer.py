@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 
 from gradlab.probes import hooks, native
-from gradlab.probes.arithmetic import SgdGroup
 from gradlab.probes.outputs import OutputHook, Outputs
 from gradlab.probes.reduce import cpu_row, device_row, is_dense
 from gradlab.probes.rows import DeviceRows, HostRows, PlainRows, wide_dtype
@@ -103,14 +102,16 @@ class StepBuffer:
         with self._lock:
             return np.frombuffer(self.rows.parameters(list(params)), dtype=np.int64).reshape(-1, 2)
 
-    def sgd(self, group: SgdGroup) -> list[list[int]] | None:
-        """Do the same with the parameters of a group, and reduce their coming updates: slots of shape (n, 3).
+    def sgd(
+        self, params: list[torch.Tensor], buffers: list[torch.Tensor | None], numbers: tuple[float, ...]
+    ) -> npt.NDArray[np.int64] | None:
+        """Do the same with parameters of an SgdGroup, and reduce their coming updates: slots of shape (n, 3).
 
         -1 stands for a parameter that is not plain in every respect. None where the hooks are not in C.
         """
         with self._lock:
-            read = self.rows.sgd(group.params, group.buffers, *group.numbers)
-        return None if read is None else np.frombuffer(read, dtype=np.int64).reshape(-1, 3).tolist()
+            read = self.rows.sgd(params, buffers, *numbers)
+        return None if read is None else np.frombuffer(read, dtype=np.int64).reshape(-1, 3)
 
     def reduce_difference(self, new: torch.Tensor, old: torch.Tensor) -> int:
         """Reduce new - old into the next slot, as far as its norm needs; `old` may be overwritten."""

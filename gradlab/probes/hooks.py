@@ -63,7 +63,7 @@ class OutputLayerHook(LayerHook):
 
     __slots__ = ()
 
-    def __call__(self, module: Any, args: Any, output: Any) -> Any:  # type: ignore[override]
+    def __call__(self, module: Any, args: Any, output: Any) -> Any:
         return None if torch.compiler.is_compiling() else self._call(module, args, output)
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, NamedTuple, final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -135,22 +134,21 @@ class LayerProbe:
         """Forget the open step."""
         self._take()
 
-    def _take(self) -> npt.NDArray[np.int64]:
-        table = np.frombuffer(self._outputs.take(), dtype=np.int64).reshape(-1, len(COLUMNS))
+    def _take(self) -> tuple[bytes, bytes, bool]:
         self.gate.close_step()
         for handle in self._leaf_hooks:
             handle.remove()
         self._leaf_hooks = []
-        return table
+        taken: tuple[bytes, bytes, bool] = self._outputs.take()
+        return taken
 
-    def _keys_of(self, labels_and_places: npt.NDArray[np.int64]) -> list[tuple[object, ...]]:
-        signature = labels_and_places.tobytes()
+    def _keys_of(self, signature: bytes) -> list[tuple[object, ...]]:
         keys = self._keys.get(signature)
         if keys is None:
             known = list(self._labels)
             calls: dict[str, dict[int, int]] = {}  # layer -> place -> call
             keys = []
-            for order, (number, place) in enumerate(labels_and_places.tolist()):
+            for order, (number, place) in enumerate(np.frombuffer(signature, dtype=np.int64).reshape(-1, 2).tolist()):
                 label = known[number]
                 of_layer = calls.setdefault(label.layer, {})
                 call = of_layer.setdefault(place, len(of_layer))
@@ -163,18 +161,21 @@ class LayerProbe:
 
     def close_step(self, step: int) -> Callable[[Rows, Sequence[float]], None]:
         """End the step; the function returned takes its rows, and the loss scale of each span, on the host."""
-        table = self._take()
-        if (np.diff(table[:, 1]) < 0).any():  # repeated by checkpointing, or from several threads
-            table = table[np.argsort(table[:, 1], kind="stable")]  # outputs stay in their order
-            last = {(label, place): row for row, (label, place) in enumerate(table[:, :2].tolist())}
-            table = table[sorted(last.values())]  # a repetition takes the place of the first run
-        keys = self._keys_of(table[:, :2])
+        signature, what, in_order = self._take()
+        table = np.frombuffer(what, dtype=np.int64).reshape(-1, len(COLUMNS))
+        if not in_order:  # repeated by checkpointing, or from several threads
+            which = np.frombuffer(signature, dtype=np.int64).reshape(-1, 2)
+            order = np.argsort(which[:, 1], kind="stable")  # outputs stay in their order
+            last = {(label, place): row for row, (label, place) in enumerate(which[order].tolist())}
+            order = order[sorted(last.values())]  # a repetition takes the place of the first run
+            signature, table = which[order].tobytes(), table[order]
+        keys = self._keys_of(signature)
 
         def deliver(rows: Rows, loss_scales: Sequence[float]) -> None:
             facts = np.empty((len(table), 2))
-            facts[:, 0] = table[:, 2]
-            facts[:, 1] = loss_scales[0] if len(loss_scales) == 1 else np.array(loss_scales)[table[:, 5]]
-            self._log.append_rows(step, keys, rows, table[:, 3:5], facts)
+            facts[:, 0] = table[:, 0]
+            facts[:, 1] = loss_scales[0] if len(loss_scales) == 1 else np.array(loss_scales)[table[:, 3]]
+            self._log.append_rows(step, keys, rows, table[:, 1:3], facts)
 
         return deliver
 

@@ -1,8 +1,17 @@
-"""A growing table: recorded steps in compact arrays, a frame when somebody asks."""
+"""A growing table: recorded steps in compact arrays, a frame when somebody asks.
+
+What outgrows a few megabytes goes to a temporary folder as Parquet, part by part: memory stays flat however long
+a run is recorded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, final
 
 import numpy as np
@@ -14,6 +23,7 @@ __all__ = ["TableLog"]
 _Floats = npt.NDArray[np.float64]
 #: Rows of the step buffer, shape (k, m, 8), and facts, shape (k, f), to the value columns, each of shape (k,).
 Derive = Callable[[_Floats, _Floats], Mapping[str, _Floats]]
+_IN_MEMORY = 32 << 20  # bytes of a table's values beyond which they go to the disk
 _WAITING = 1 << 20  # bytes of rows that wait to be worked on together: a call of numpy costs as much as a hundred rows
 
 
@@ -32,7 +42,8 @@ class TableLog:
     """Rows of one table, appended a step at a time.
 
     A step's keys (layer, call, ...) are nearly always those of the step before, so equal ones are kept once and a
-    step costs its numbers only: eight bytes a value.
+    step costs its numbers only: eight bytes a value. Values beyond 32 MB lie on the disk while the log lives, exact to
+    the bit; where that cannot be written, they stay in memory.
 
     Args:
         keys: Names of the key columns, without "step".
@@ -48,6 +59,9 @@ class TableLog:
         self._derive = derive
         self._raw: list[_Raw] = []
         self._waiting = 0
+        self._bytes = 0  # of the values in memory
+        self._limit = _IN_MEMORY
+        self._parts: list[Path] = []
 
     def _number(self, keys: Sequence[tuple[object, ...]]) -> int:
         if keys is not self._last[0]:
@@ -67,7 +81,7 @@ class TableLog:
         if isinstance(values, Mapping):
             values = np.column_stack([values[name] for name in self._value_names])
         self._settle()
-        self._steps.append((step, self._number(keys), values))
+        self._keep([(step, self._number(keys), values)])
 
     def append_rows(
         self, step: int, keys: Sequence[tuple[object, ...]], rows: _Floats, slots: npt.NDArray[np.int64], facts: _Floats
@@ -104,18 +118,61 @@ class TableLog:
         stacked = np.column_stack([values[name] for name in self._value_names])
         ends = np.cumsum([len(one.slots) for one in raw])
         parts = np.split(stacked, ends[:-1])
-        self._steps += [(one.step, one.number, part) for one, part in zip(raw, parts, strict=True)]
+        self._keep([(one.step, one.number, part) for one, part in zip(raw, parts, strict=True)])
+
+    def _keep(self, steps: list[tuple[int, int, _Floats]]) -> None:
+        self._steps += steps
+        self._bytes += sum(values.nbytes for _, _, values in steps)
+        if self._bytes >= self._limit:
+            self._spill()
+
+    def _spill(self) -> None:
+        """Write what is in memory as one more part."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            if not self._parts:
+                folder = Path(tempfile.mkdtemp(prefix="gradlab-"))
+                weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            else:
+                folder = self._parts[0].parent
+            part = folder / f"{len(self._parts):06d}.parquet"
+            table = pa.Table.from_pandas(self._in_memory(), preserve_index=False)
+            # The bytes of a float that change least lie together, where they compress; the last ones are noise.
+            pq.write_table(
+                table, part, compression="zstd", use_dictionary=["step", *self._key_names],
+                use_byte_stream_split=list(self._value_names),
+            )  # fmt: skip
+        except OSError as error:
+            self._limit = 2 * self._bytes
+            text = f"A long recording cannot be put aside on the disk ({error}): its tables stay in memory."
+            warnings.warn(text, UserWarning, stacklevel=2)
+            return
+        self._parts.append(part)
+        self._steps, self._bytes = [], 0
+
+    def frames(self) -> Iterator[pd.DataFrame]:
+        """Yield everything appended, one row a key and step, in parts that fit into memory."""
+        import pyarrow.parquet as pq
+
+        self._settle()
+        for part in self._parts:
+            yield pq.read_table(part).to_pandas()
+        if self._steps:
+            yield self._in_memory()
 
     def frame(self) -> pd.DataFrame:
         """Return everything appended, one row a key and step."""
-        self._settle()
-        if not self._steps:
-            return pd.DataFrame()
-        key_sets = [list(zip(*keys, strict=True)) for keys in self._interned]
+        frames = list(self.frames())
+        return frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    def _in_memory(self) -> pd.DataFrame:
+        key_sets = [[np.array(column) for column in zip(*keys, strict=True)] for keys in self._interned]
         counts = [len(values) for _, _, values in self._steps]
         columns: dict[str, object] = {"step": np.repeat([step for step, _, _ in self._steps], counts)}
         for place, name in enumerate(self._key_names):
-            columns[name] = [key for _, number, _ in self._steps for key in key_sets[number][place]]
+            columns[name] = np.concatenate([key_sets[number][place] for _, number, _ in self._steps])
         stacked = np.concatenate([values for _, _, values in self._steps])
         columns.update({name: stacked[:, place] for place, name in enumerate(self._value_names)})
         return pd.DataFrame(columns)

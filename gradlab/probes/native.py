@@ -127,11 +127,9 @@ def _load(library: Path) -> Any:
     assert spec is not None
     module: Any = util.module_from_spec(spec)
     loader.exec_module(module)
-    functorch = getattr(torch._C, "_functorch", None)
     module.setup(
-        torch.Tensor, torch.nn.Parameter, torch.float32, torch.strided, torch.channels_last, OrderedDict,
+        torch.Tensor, torch.nn.Parameter, torch.float32, torch.channels_last, OrderedDict,
         torch.is_grad_enabled, getattr(torch._C, "_current_graph_task_id", None),
-        getattr(functorch, "is_functorch_wrapped_tensor", lambda _: False),
     )  # fmt: skip
     return module
 

@@ -169,10 +169,25 @@ static PyObject *outputs_set_gradient(Outputs *self, PyObject *args) {
   Py_RETURN_NONE;
 }
 
+/* take(): label and place of each output, its size, slots and span, and whether places only go up. */
 static PyObject *outputs_take(Outputs *self, PyObject *Py_UNUSED(none)) {
-  PyObject *taken = PyBytes_FromStringAndSize((char *)self->entries, self->count * (Py_ssize_t)sizeof(Entry));
-  if (taken) self->count = self->with_gradient = 0, self->generation++;
-  return taken;
+  PyObject *which = PyBytes_FromStringAndSize(NULL, 2 * self->count * (Py_ssize_t)sizeof(int64_t));
+  PyObject *what = PyBytes_FromStringAndSize(NULL, 4 * self->count * (Py_ssize_t)sizeof(int64_t));
+  if (!which || !what) {
+    Py_XDECREF(which);
+    Py_XDECREF(what);
+    return NULL;
+  }
+  int64_t *a = (int64_t *)PyBytes_AS_STRING(which), *b = (int64_t *)PyBytes_AS_STRING(what), last = -1;
+  int in_order = 1;
+  for (int64_t k = 0; k < self->count; k++, a += 2, b += 4) {
+    const Entry *e = &self->entries[k];
+    a[0] = e->label, a[1] = e->place;
+    b[0] = e->size, b[1] = e->act_slot, b[2] = e->grad_slot, b[3] = e->span;
+    in_order &= e->place >= last, last = e->place;
+  }
+  self->count = self->with_gradient = 0, self->generation++;
+  return Py_BuildValue("(NNO)", which, what, in_order ? Py_True : Py_False);
 }
 
 static int outputs_init(Outputs *self, PyObject *args, PyObject *Py_UNUSED(named)) {
@@ -228,13 +243,13 @@ static PyTypeObject OutputsType = {
 
 /* -- the module ----------------------------------------------------------------------------------------------------- */
 
-/* setup(Tensor, Parameter, float32, strided, channels_last, OrderedDict, is_grad_enabled, current graph task or None,
- * is_functorch_wrapped_tensor): torch's own, handed in so that nothing here looks for them. */
+/* setup(Tensor, Parameter, float32, channels_last, OrderedDict, is_grad_enabled, current graph task or None): handed in
+ * so that nothing here looks for them. */
 static PyObject *setup(PyObject *Py_UNUSED(module), PyObject *args) {
-  PyObject **places[] = {&tensor_type, &parameter_type, &float32, &strided, &channels_last, &ordered_dict,
-                         &is_grad_enabled, &current_graph_task, &is_transformed};
+  PyObject **places[] = {&tensor_type, &parameter_type, &float32, &channels_last, &ordered_dict, &is_grad_enabled,
+                         &current_graph_task};
   int count = (int)(sizeof(places) / sizeof(*places));
-  if (PyTuple_GET_SIZE(args) != count) return PyErr_SetString(PyExc_TypeError, "setup takes nine objects"), NULL;
+  if (PyTuple_GET_SIZE(args) != count) return PyErr_SetString(PyExc_TypeError, "setup takes seven objects"), NULL;
   for (int k = 0; k < count; k++) Py_XSETREF(*places[k], Py_NewRef(PyTuple_GET_ITEM(args, k)));
   Py_RETURN_NONE;
 }

@@ -174,6 +174,7 @@ static PyObject *gradient_call(PyObject *hook, PyObject *const *args, size_t cou
   int64_t slot = reduce_plain(outputs->rows, &x, 1);
   if (slot < 0 || set_gradient(outputs, self->index, slot)) return NULL;
   Rows *rows = outputs->rows;
+  if (!rows->gradients_are_shared) Py_RETURN_NONE;
   rows->grad_at = x.at, rows->grad_n = x.n, rows->grad_version = version_of(args[0]);
   rows->grad_of = outputs->entries[self->index].act_slot, rows->grad_slot = slot;
   Py_RETURN_NONE;

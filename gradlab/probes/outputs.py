@@ -16,8 +16,8 @@ from gradlab.probes.hooks import CallGate
 
 __all__ = ["COLUMNS", "OWN_CALLS", "OutputHook", "Outputs"]
 
-#: Columns of what `Outputs.take` gives, int64: label, place in the order of execution, entries, and where rows lie.
-COLUMNS: Final = ("label", "place", "size", "act_slot", "grad_slot", "span")
+#: What `Outputs.take` tells of an output beside its label and its place in the order of execution.
+COLUMNS: Final = ("size", "act_slot", "grad_slot", "span")
 OWN_CALLS: Final = 8  # uses of one module in a pass that count as layers of their own
 
 
@@ -75,12 +75,17 @@ class Outputs:
             self.with_gradient += 1
         entry[4:] = slot, self._rows.span
 
-    def take(self) -> bytes:
-        """End the step: return its outputs, rows of int64 as `COLUMNS` says, and forget them."""
-        taken = np.array(self._entries, dtype=np.int64).tobytes()
+    def take(self) -> tuple[bytes, bytes, bool]:
+        """End the step and forget its outputs.
+
+        Returns:
+            Rows of int64: label and place of each output; then its size, slots and span (`COLUMNS`); and whether places
+            only go up.
+        """
+        table = np.array(self._entries, dtype=np.int64).reshape(-1, 6)
         self._entries, self.with_gradient = [], 0
         self._generation += 1
-        return taken
+        return table[:, :2].tobytes(), table[:, 2:].tobytes(), not (np.diff(table[:, 1]) < 0).any()
 
 
 @final

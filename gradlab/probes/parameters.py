@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, final
 
@@ -18,7 +19,7 @@ from gradlab.probes.sharded import ShardedRows
 
 __all__ = ["ParameterProbe", "ReadScale", "clip_coefficient", "describe_parameters"]
 
-_NONFINITE = 7  # place of the count in a row
+_SCALE, _NONFINITE = 0, 7  # places in a row
 _WEIGHT, _GRAD, _UPDATE = range(3)
 _NONE = -1  # slot of what was not read
 
@@ -80,12 +81,14 @@ class ParameterProbe:
         self._log = TableLog(
             ("param", "layer", "entries"),
             ("weight_norm", "grad_norm", "grad_norm_unclipped", "update_norm", "grad_nonfinite"),
-            _derive,
+            self._derive,
         )
+        self._totals: dict[int, float] = {}  # by step
         self._slots = np.full((len(named), 3), _NONE)  # by place of the parameter and what of it
         self._scales: list[tuple[ReadScale, list[int]]] = []  # of the places read with it; the last one counts
         self._before: dict[int, torch.Tensor] = {}
-        self._foretold: list[tuple[list[torch.Tensor], list[int]]] = []
+        self._foretold: list[torch.Tensor] = []  # parameters whose updates were foretold, and their places
+        self._foretold_places: list[int] = []
         self._foretells = True
         self._read = False
 
@@ -113,7 +116,7 @@ class ParameterProbe:
             keep: Ids of the parameters that an update follows of: they are copied until `after_update`.
             groups: Parameters of which the update can be foretold, as far as they are ordinary: not copied.
         """
-        self._read, self._before, self._foretold = True, {}, []
+        self._read, self._before, self._foretold, self._foretold_places = True, {}, [], []
         with torch.no_grad():
             mine = {id(x): (p, x) for p, x in enumerate(self._now()) if x is not None and id(x) not in but}
             places = [place for place, _ in mine.values()]
@@ -121,32 +124,37 @@ class ParameterProbe:
             self._slots[places] = _NONE
             for group in groups or () if self._foretells else ():
                 self._foretell(group, mine)
-            params = [param for _, param in mine.values()]
-            places = [place for place, _ in mine.values()]
-            slots = self._buffer.parameters(params)
-            self._slots[places, :_UPDATE] = slots
-            for at, kind in np.argwhere(slots == _NONE).tolist():
-                self._reduce(places[at], kind, params[at] if kind == _WEIGHT else params[at].grad)
-            self._got_grad[places] |= slots[:, _GRAD] != MISSING
-            for place, param in zip(places, params, strict=True):
-                if id(param) in keep:
-                    self._before[place] = param.detach().clone()
+            if mine:
+                self._measure(mine, keep)
+
+    def _measure(self, mine: dict[int, tuple[int, nn.Parameter]], keep: Collection[int]) -> None:
+        """Read parameters and gradients, and copy the parameters that are updated."""
+        params = [param for _, param in mine.values()]
+        places = [place for place, _ in mine.values()]
+        slots = self._buffer.parameters(params)
+        self._slots[places, :_UPDATE] = slots
+        for at, kind in np.argwhere(slots == _NONE).tolist():
+            self._reduce(places[at], kind, params[at] if kind == _WEIGHT else params[at].grad)
+        self._got_grad[places] |= slots[:, _GRAD] != MISSING
+        for place, param in zip(places, params, strict=True):
+            if id(param) in keep:
+                self._before[place] = param.detach().clone()
 
     def _foretell(self, group: SgdGroup, mine: dict[int, tuple[int, nn.Parameter]]) -> None:
         """Read what is ordinary of a group, its coming updates included, and take it out of `mine`."""
-        read = self._buffer.sgd(group)
-        if read is None:
+        ours = [k for k, param in enumerate(group.params) if id(param) in mine]
+        params = [group.params[k] for k in ours]
+        slots = self._buffer.sgd(params, [group.buffers[k] for k in ours], group.numbers)
+        if slots is None:
             return
-        params, places, slots = [], [], []
-        for param, row in zip(group.params, read, strict=True):
-            if row[0] >= 0 and id(param) in mine:
-                params.append(param)
-                places.append(mine.pop(id(param))[0])
-                slots.append(row)
-        if places:
-            self._slots[places] = slots
-            self._got_grad[places] = True
-            self._foretold.append((params, places))
+        plain = slots[:, 0] >= 0
+        if not plain.all():
+            slots, params = slots[plain], [param for param, good in zip(params, plain, strict=True) if good]
+        places = [mine.pop(id(param))[0] for param in params]
+        self._slots[places] = slots
+        self._got_grad[places] = True
+        self._foretold += params
+        self._foretold_places += places
 
     def _reduce(self, place: int, kind: int, x: torch.Tensor | None) -> None:
         self._slots[place, kind] = _NONE
@@ -163,14 +171,15 @@ class ParameterProbe:
 
     def after_update(self) -> None:
         """Reduce what the optimizer added."""
-        for params, places in self._foretold:
-            if self._buffer.rows.stepped(params, self._slots[places, _UPDATE].tobytes()):
-                # This SGD does not do what torch's does: its updates are measured from now on.
-                self._slots[places, _UPDATE] = _NONE
-                self._foretells = False
-        self._foretold = []
+        if self._foretold and self._buffer.rows.stepped(self._foretold):
+            # This SGD does not do what torch's does: its updates are measured from now on.
+            self._slots[self._foretold_places, _UPDATE] = _NONE
+            self._foretells = False
+        self._foretold, self._foretold_places = [], []
+        if not self._before:
+            return
         with torch.no_grad():
-            now = self._now() if self._before else []
+            now = self._now()
             for place, old in self._before.items():
                 new = now[place]
                 if new is None or old.shape != new.shape:
@@ -185,12 +194,13 @@ class ParameterProbe:
 
     def discard(self) -> None:
         """Forget the open step."""
-        self._slots[:], self._scales, self._before, self._foretold, self._read = _NONE, [], {}, [], False
+        self._slots[:], self._scales, self._read = _NONE, [], False
+        self._before, self._foretold, self._foretold_places = {}, [], []
         if self._sharded is not None:
             self._sharded.discard()
 
-    def close_step(self, step: int) -> Callable[[Rows], float]:
-        """End the step; the function returned takes its rows and gives the norm of all gradients together."""
+    def close_step(self, step: int) -> Callable[[Rows], None]:
+        """End the step; the function returned takes its rows."""
         if self._sharded is not None and self._read:
             with torch.no_grad():
                 for where, slot in self._sharded.join().items():
@@ -200,35 +210,49 @@ class ParameterProbe:
         scales = self._scales
         self.discard()
 
-        def deliver(rows: Rows) -> float:
-            facts = np.full((len(keys), 2), (1.0, np.nan))
+        def deliver(rows: Rows) -> None:
+            facts = np.empty((len(keys), 3))
+            facts[:, :2], facts[:, 2] = (1.0, math.nan), step
             for scale, places in scales:
-                facts[places] = _numbers(scale, rows)
+                facts[slice(None) if len(places) == len(keys) else places, :2] = _numbers(scale, rows)
             self._log.append_rows(step, keys, rows, slots, facts)
-            known = slots[:, _GRAD] >= 0
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                return _total(norm_of(rows[slots[known, _GRAD]]) / facts[known, 0])
 
         return deliver
+
+    def _derive(self, rows: Rows, facts: Rows) -> dict[str, Rows]:
+        """Return the value columns from rows of weight, gradient and update, and from loss scale, clipping and step."""
+        loss_scale, clip, steps = facts.T
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            grad_norm = norm_of(rows[:, _GRAD]) / loss_scale
+            self._add_up(steps, grad_norm, rows[:, _GRAD, _SCALE])
+            return {
+                "weight_norm": norm_of(rows[:, _WEIGHT]),
+                "grad_norm": grad_norm,
+                # Clipping an infinite norm multiplies by 0, from which nothing can be told: 0/0 is NaN.
+                "grad_norm_unclipped": grad_norm / clip,
+                "update_norm": norm_of(rows[:, _UPDATE]),
+                "grad_nonfinite": rows[:, _GRAD, _NONFINITE],
+            }
+
+    def _add_up(self, steps: Rows, norms: Rows, read: Rows) -> None:
+        """Keep the norm of all gradients of each step together; `read` is NaN where there was none."""
+        starts = np.flatnonzero(np.diff(steps, prepend=np.nan) != 0)
+        some = np.isfinite(read)
+        norms = np.where(some, norms, 0.0)
+        top = np.maximum.reduceat(norms, starts)
+        usable = np.isfinite(top) & (top > 0)
+        by = np.repeat(np.where(usable, top, 1.0), np.diff(starts, append=len(norms)))
+        totals = np.where(usable, top * np.sqrt(np.add.reduceat((norms / by) ** 2, starts)), top)
+        totals[~np.logical_or.reduceat(some, starts)] = math.nan
+        self._totals.update(zip(steps[starts].astype(int).tolist(), totals.tolist(), strict=True))
+
+    def total(self, step: int) -> float:
+        """Return the norm of all gradients of a recorded step together, without leaving float64's range."""
+        return self._totals.get(step, math.nan)
 
     def frame(self) -> Any:
         """Return `trace.params` so far."""
         return self._log.frame()
-
-
-def _derive(rows: Rows, facts: Rows) -> dict[str, Rows]:
-    """Return the value columns from the rows of weight, gradient and update, and from loss scale and clipping."""
-    loss_scale, clip = facts.T
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        grad_norm = norm_of(rows[:, _GRAD]) / loss_scale
-        return {
-            "weight_norm": norm_of(rows[:, _WEIGHT]),
-            "grad_norm": grad_norm,
-            # Clipping an infinite norm multiplies by 0, from which nothing can be told: 0/0 is NaN.
-            "grad_norm_unclipped": grad_norm / clip,
-            "update_norm": norm_of(rows[:, _UPDATE]),
-            "grad_nonfinite": rows[:, _GRAD, _NONFINITE],
-        }
 
 
 def _entries(x: torch.Tensor) -> torch.Tensor:
@@ -246,16 +270,6 @@ def _numbers(scale: ReadScale, rows: Rows) -> tuple[float, float]:
 
 def clip_coefficient(norm: float, most: float) -> float:
     """Return what torch.nn.utils.clip_grad_norm_ multiplies by: max_norm / (total + 1e-6), at most 1."""
-    if np.isnan(norm) or np.isnan(most):
-        return float("nan")
+    if math.isnan(norm) or math.isnan(most):
+        return math.nan
     return min(1.0, most / (norm + 1e-6))
-
-
-def _total(norms: Any) -> float:
-    """Return the norm of several norms without leaving float64's range; NaN if there are none."""
-    if not len(norms):
-        return float("nan")
-    top = float(np.max(norms))
-    if not np.isfinite(top) or top == 0:
-        return top
-    return top * float(np.sqrt(np.sum((norms / top) ** 2)))

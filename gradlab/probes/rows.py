@@ -51,6 +51,7 @@ class PlainRows:
 
     def __init__(self, address: Callable[[int], int]) -> None:
         self.slots = self.span = 0
+        self.gradients_are_shared = False  # here each is read by whoever needs it
         self._address, self._kernel = address, native.kernel()
 
     def place(self, base: int, capacity: int) -> None:

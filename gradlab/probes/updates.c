@@ -8,7 +8,6 @@
 
 #define NOT_PLAIN (-1)
 #define MISSING (-2)
-#define CHECKED 4 /* entries of each parameter whose new value is compared after the update */
 
 typedef struct {
   float lr, momentum, undamped, decay, sign; /* undamped: 1 - dampening; sign: -1 to maximize */
@@ -90,6 +89,11 @@ static PyObject *rows_sgd(Rows *self, PyObject *args) {
     return NULL;
   Py_ssize_t count = PyList_GET_SIZE(params);
   if (PyList_GET_SIZE(buffers) != count) return PyErr_SetString(PyExc_ValueError, "one buffer a parameter"), NULL;
+  if (self->told + count > self->told_room) {
+    Foretold *foretold = PyMem_Realloc(self->foretold, (self->told + count) * sizeof(Foretold));
+    if (!foretold) return PyErr_NoMemory();
+    self->foretold = foretold, self->told_room = self->told + count;
+  }
   PyObject *made = PyBytes_FromStringAndSize(NULL, 3 * count * (Py_ssize_t)sizeof(int64_t));
   int64_t *slots = made ? (int64_t *)PyBytes_AS_STRING(made) : NULL;
   for (Py_ssize_t k = 0; made && k < count; k++) {
@@ -115,33 +119,33 @@ static PyObject *rows_sgd(Rows *self, PyObject *args) {
     bad = 0;
     if (!safe(squares[2])) squares[2] = sgd_update_exactly(w.at, g.at, b.at, w.n, &s, &bad);
     norm_row(rows[2], squares[2], bad);
-    double *row = rows[2]; /* its free places hold what is compared later */
+    Foretold *told = &self->foretold[self->told++];
+    *told = (Foretold){.at = w.at, .n = w.n};
     for (int c = 0; c < CHECKED; c++) {
       int64_t at = c * (w.n - 1) / (CHECKED - 1);
-      row[c < 1 ? 1 : c + 2] = stepped(w.at[at], g.at[at], b.at ? b.at[at] : 0, b.at != NULL, &s);
+      told->value[c] = stepped(w.at[at], g.at[at], b.at ? b.at[at] : 0, b.at != NULL, &s);
     }
   }
   return made;
 }
 
-/* stepped(params, slots as bytes of n): how many of the parameters do not hold what `sgd` said they would. */
-static PyObject *rows_stepped(Rows *self, PyObject *const *args, Py_ssize_t given) {
-  if (given != 2 || !PyList_Check(args[0]) || !PyBytes_Check(args[1]) ||
-      PyBytes_GET_SIZE(args[1]) != PyList_GET_SIZE(args[0]) * (Py_ssize_t)sizeof(int64_t))
-    return PyErr_SetString(PyExc_TypeError, "stepped takes parameters and their slots"), NULL;
-  const int64_t *slots = (const int64_t *)PyBytes_AS_STRING(args[1]);
-  long others = 0;
-  for (Py_ssize_t k = 0; k < PyList_GET_SIZE(args[0]); k++) {
-    Plain w;
-    int same = slots[k] >= 0 && slots[k] < self->slots && plain(PyList_GET_ITEM(args[0], k), &w);
+/* stepped(params): how many of the parameters that `sgd` read since the last call do not hold what it foretold; to be
+ * given in its order. */
+static PyObject *rows_stepped(Rows *self, PyObject *params) {
+  if (!PyList_Check(params)) return PyErr_SetString(PyExc_TypeError, "stepped takes a list"), NULL;
+  Py_ssize_t count = PyList_GET_SIZE(params);
+  long others = count != self->told;
+  for (Py_ssize_t k = 0; k < count && k < self->told; k++) {
+    const Foretold *told = &self->foretold[k];
+    int64_t at = whole_number(PyObject_CallMethodNoArgs(PyList_GET_ITEM(params, k), s_data_ptr));
+    int same = (const float *)(intptr_t)at == told->at;
     for (int c = 0; same && c < CHECKED; c++) {
-      double *place = self->rows + 8 * slots[k] + (c < 1 ? 1 : c + 2);
-      float is = w.at[c * (w.n - 1) / (CHECKED - 1)], said = (float)*place;
+      float is = told->at[c * (told->n - 1) / (CHECKED - 1)], said = told->value[c];
       /* A compiler may round once where torch rounds twice: two units in the last place. */
       same = is == said || fabsf(is - said) <= 2.4e-7f * fabsf(said) || (is != is && said != said);
-      *place = NAN;
     }
     others += !same;
   }
+  self->told = 0;
   return PyLong_FromLong(others);
 }

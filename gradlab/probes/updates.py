@@ -35,7 +35,6 @@ class StepNumbers(NamedTuple):
     loss_scales: list[float]
     skipped: float
     learning_rate: float
-    grad_norm: float
     clip: float
 
 
@@ -312,6 +311,8 @@ class UpdateProbe:
         self.discard()
 
         def deliver(rows: Rows) -> StepNumbers:
+            params(rows)
+
             def number(value: int | float) -> float:
                 return float(rows[value, 0]) if isinstance(value, int) else value
 
@@ -320,7 +321,6 @@ class UpdateProbe:
                 loss_scales=[number(scale) for scale in scales],
                 skipped=float(any(number(one) > 0 for one in found)),
                 learning_rate=number(rate),
-                grad_norm=params(rows),
                 clip=clip_coefficient(number(clip[0]), number(clip[1])),
             )
 

@@ -32,7 +32,7 @@ from gradlab.trace import Trace
 
 __all__ = ["LayerSelection", "Probe", "watch"]
 
-_STEP = ("loss", "seconds", "skipped", "loss_scale", "learning_rate", "grad_norm", "clip")
+_STEP = ("loss", "seconds", "skipped", "loss_scale", "learning_rate", "clip_coefficient")
 _ONE_ROW = ((),)  # a step has no key but its number
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -364,7 +364,7 @@ class Probe:
             batchnorm(rows)
             recurrent(rows, told.loss_scales)
             last_scale = told.loss_scales[-2:][0]  # that of the last update; the one after it was not used yet
-            row = (told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.grad_norm, told.clip)
+            row = (told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.clip)
             self._steps.append(step, _ONE_ROW, np.array([row]))
 
         self._buffer.flush(deliver)
@@ -372,7 +372,8 @@ class Probe:
     def _steps_frame(self) -> pd.DataFrame:
         frame = self._steps.frame()
         if len(frame):
-            frame = frame.rename(columns={"clip": "clip_coefficient"}).astype({"skipped": bool})
+            frame = frame.astype({"skipped": bool})
+            frame.insert(6, "grad_norm", [self._params.total(step) for step in frame["step"]])
         return frame
 
 
