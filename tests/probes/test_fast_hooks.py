@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 
 import pandas as pd
 import pytest
@@ -84,7 +85,10 @@ def test_three_ways_one_trace(way, net, layout):
         one, *others = (trace.tables[table] for trace in traces)
         assert len(one) or table == "batchnorm" or (table == "units" and net == "resnet")
         for other in others:
-            pd.testing.assert_frame_equal(one, other, rtol=2e-5, atol=1e-12)
+            near_zero = [name for name in one if name == "act_mean"]  # a sum that cancels, after a BatchNorm layer
+            pd.testing.assert_frame_equal(one[near_zero], other[near_zero], rtol=2e-5, atol=1e-6)
+            rest = [name for name in one if name not in near_zero]
+            pd.testing.assert_frame_equal(one[rest], other[rest], rtol=2e-5, atol=1e-12)
     steps = [trace.steps.drop(columns="seconds") for trace in traces]
     pd.testing.assert_frame_equal(steps[0], steps[1], rtol=1e-5)
     infos = [trace.info for trace in traces]
@@ -144,15 +148,19 @@ def test_an_sgd_that_does_something_else_is_measured(which, monkeypatch):
     def clip(*_):
         model.weight.data.clamp_(-0.01, 0.01)
 
+    def double(*_):
+        model.weight.grad.mul_(2)
+
     if which == "post_hook":
         optimizer.register_step_post_hook(clip)  # before ours
     if which == "replaced":  # another arithmetic under the same name: found out by the first update
-        sgd = torch.optim.sgd.sgd
-        monkeypatch.setattr(torch.optim.sgd, "sgd", lambda *args, **named: sgd(*args, **named | {"lr": 0.3}))
+        module = sys.modules["torch.optim.sgd"]
+        sgd = module.sgd
+        monkeypatch.setattr(module, "sgd", lambda *args, **named: sgd(*args, **named | {"lr": 0.3}))
     want = []
     with watch(model, optimizer) as probe:
         if which == "pre_hook":
-            optimizer.register_step_pre_hook(lambda *_: model.weight.grad.mul_(2))  # after ours
+            optimizer.register_step_pre_hook(double)  # after ours
         for _ in range(2):
             before = model.weight.detach().clone()
             optimizer.zero_grad()
@@ -185,35 +193,19 @@ def test_every_range_against_float64(scale, mean):
     assert all_of["abs_max"][0] == float(wide.abs().max())
 
 
-@needs_hooks
-def test_gradients_of_what_was_replaced_are_not_taken_for_the_layers_own():
-    # A hook that puts two operations behind a BatchNorm layer: memory of a gradient already read may be used again.
-    def run(hooks):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
-        if hooks:
-            model[1].register_forward_hook(lambda m, a, out: (out * 2).sin() * 3)
-        seen = []
-        model[1].register_full_backward_hook(lambda m, of_in, of_out: None)
-        with watch(model) as probe:
-            y = model(torch.randn(64, 6))
-            y.square().sum().backward()
-            probe.step()
-        seen.append(probe.trace.batchnorm["grad_gain"][0])
-        return seen
-
-    assert all(math.isfinite(value) for value in run(True))
-
-
 def test_a_hook_by_somebody_else_on_the_same_output_still_works(way):
     for name in WAYS:
         way(name)
         model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
         grads = []
+
+        def second(_, grads=grads):
+            grads.append("second")
+
         with watch(model) as probe:
             y = model(torch.ones(2, 3))
-            handle = y.register_hook(lambda g: grads.append("first"))
-            y.register_hook(lambda g: grads.append("second"))
+            handle = y.register_hook(lambda _: pytest.fail("it was removed"))
+            y.register_hook(second)
             handle.remove()
             y.sum().backward()
             probe.step()
