@@ -325,6 +325,7 @@ def _train(own: dict[str, Any], context: CellContext) -> CellResult:
         every=log_spaced(steps, min(8, steps)),
         layers=["stem.linear", "blocks.*.linear", "head"],
         on_step=lambda step, loss: context.progress(step + 1, steps, loss),
+        checkpoint=context.checkpoint,
     )
     table = pd.DataFrame({"step": np.arange(len(result.losses)), "loss": result.losses})
     return CellResult(trace=result.trace, tables={"losses": table}, status=result.status)

@@ -332,15 +332,10 @@ def _train(settings: dict[str, Any], context: CellContext) -> CellResult:
         weight_decay=0.0, seed=settings["seed"], channels_last=False,
     )  # fmt: skip
     result = train(
-        model,
-        task,
-        how,
-        device=context.device,
-        every=log_spaced(steps, settings["record"]),
-        layers=trunk_pieces,
-        on_step=lambda step, loss: context.progress(step + 1, steps, loss),
+        model, task, how, device=context.device, every=log_spaced(steps, settings["record"]), layers=trunk_pieces,
+        on_step=lambda step, loss: context.progress(step + 1, steps, loss), checkpoint=context.checkpoint,
         loss=loss_with_heads if settings["heads"] else cross_entropy,
-    )
+    )  # fmt: skip
     loss = float("inf")
     if result.status == "done":
         task = task.to(context.device)

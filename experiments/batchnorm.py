@@ -207,7 +207,7 @@ def _train(own: dict[str, Any], context: CellContext) -> CellResult:
     steps = how.steps
     result = train(
         model, load_digits(), how, device=context.device, every=lambda step: step == steps - 1,
-        on_step=lambda step, loss: context.progress(step + 1, steps, loss),
+        on_step=lambda step, loss: context.progress(step + 1, steps, loss), checkpoint=context.checkpoint,
     )  # fmt: skip
     loss = math.inf if result.diverged_at is not None else float(result.losses[-own["window"] :].mean())
     ends = pd.DataFrame({"loss": [loss], "test_error": [result.test_error]})

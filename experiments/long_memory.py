@@ -192,6 +192,7 @@ def _train(cell: Cell, context: CellContext) -> CellResult:
         record_every=own.get("record", 0),
         timesteps=own.get("timesteps", 0),
         on_step=lambda step, loss: context.progress(step + 1, steps, loss),
+        checkpoint=context.checkpoint,
     )
     outcome = {
         "solved_at": np.nan if found.solved_at is None else found.solved_at,

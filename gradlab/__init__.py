@@ -17,22 +17,27 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradlab import analysis, measure, nets, plots, probes, runtime, study, sweep, tasks, trace, training
+    from gradlab import analysis, live, measure, nets, plots, probes, runtime, study, sweep, tasks, trace, training
     from gradlab.analysis.diagnosis import diagnose
     from gradlab.analysis.finding import Diagnosis, Finding
+    from gradlab.checkpoint import Checkpoint
     from gradlab.errors import GradlabError
+    from gradlab.live.view import LiveView
     from gradlab.probes.adjoint import adjoint
     from gradlab.probes.schedule import log_spaced
     from gradlab.probes.watch import Probe, watch
     from gradlab.sweep.store import load
     from gradlab.trace import Trace
     from gradlab.training import TrainSettings, train
+    from gradlab.training_seeds import train_seeds
     from gradlab.trial import WhatIf, whatif
 
 __all__ = [
+    "Checkpoint",
     "Diagnosis",
     "Finding",
     "GradlabError",
+    "LiveView",
     "Probe",
     "Trace",
     "TrainSettings",
@@ -40,6 +45,7 @@ __all__ = [
     "adjoint",
     "analysis",
     "diagnose",
+    "live",
     "load",
     "log_spaced",
     "measure",
@@ -52,16 +58,19 @@ __all__ = [
     "tasks",
     "trace",
     "train",
+    "train_seeds",
     "training",
     "watch",
     "whatif",
 ]
 
 _HOME = {
+    "Checkpoint": "gradlab.checkpoint",
     "Diagnosis": "gradlab.analysis.finding",
     "Finding": "gradlab.analysis.finding",
     "diagnose": "gradlab.analysis.diagnosis",
     "GradlabError": "gradlab.errors",
+    "LiveView": "gradlab.live.view",
     "Probe": "gradlab.probes.watch",
     "Trace": "gradlab.trace",
     "TrainSettings": "gradlab.training",
@@ -69,6 +78,7 @@ _HOME = {
     "load": "gradlab.sweep.store",
     "log_spaced": "gradlab.probes.schedule",
     "train": "gradlab.training",
+    "train_seeds": "gradlab.training_seeds",
     "watch": "gradlab.probes.watch",
     "WhatIf": "gradlab.trial",
     "whatif": "gradlab.trial",

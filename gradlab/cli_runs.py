@@ -53,7 +53,8 @@ def ls_command(study: str | None, out: Path) -> None:
 def compare_command(first: str, second: str, figure: Path | None, out: Path) -> None:
     """Compare two runs of one study: claims and final losses side by side, with a test of each difference."""
     from gradlab.run_comparison import compare_runs, draw_losses, print_comparison
-    from gradlab.sweep.store import Run, find_run, replace_file
+    from gradlab.storage import replace_file
+    from gradlab.sweep.store import Run, find_run
 
     runs = [Run(find_run(text, out)) for text in (first, second)]
     found = compare_runs(*runs)

@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -14,7 +15,7 @@ import pandas as pd
 
 from gradlab.errors import StoreError, UsageError
 
-__all__ = ["atomic_folder", "read_json", "read_table", "write_json", "write_table"]
+__all__ = ["atomic_folder", "read_json", "read_table", "replace_file", "write_json", "write_table"]
 
 
 @final
@@ -68,6 +69,26 @@ def _fsync(path: Path) -> None:
 def _unwritable(path: Path, error: OSError) -> StoreError:
     reason = error.strerror or str(error)
     return StoreError(f"Cannot write {path}: {reason}. Free some space or choose another folder.")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all; an older one stays until the new one is on the disk.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        _fsync(temporary)
+        temporary.replace(path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

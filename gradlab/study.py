@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from gradlab.analysis.claims import Claim
+    from gradlab.checkpoint import Checkpoint
     from gradlab.trace import Trace
 
 __all__ = [
@@ -72,11 +73,13 @@ class CellContext:
         device: Where to compute.
         data_dir: Where data sets lie, if the user said.
         progress: To be called with (steps done, steps in all, loss or None); raises when the sweep is being stopped.
+        checkpoint: For `train` and `learn`, so that a long cell goes on where it was broken off; None to begin anew.
     """
 
     device: torch.device
     data_dir: Path | None
     progress: Callable[[int, int, float | None], None]
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,6 +162,8 @@ class Study:
         run: Runs one cell; a module-level function, since it is sent to other processes.
         claims: Results -> claims with verdicts.
         figures: Name -> function that draws it.
+        run_seeds: Part -> function that runs cells of it at once that differ in their seed alone, and returns a result
+            for each, equal to what `run` gives to rounding; used where the user asks for it.
         prepare: (settings, data folder if the user gave one): fetches what the cells need, once, before they run side
             by side; raises a `GradlabError` where that is missing.
     """
@@ -173,6 +178,7 @@ class Study:
     run: Callable[[Cell, CellContext], CellResult]
     claims: Callable[[Results], Sequence[Claim]]
     figures: Mapping[str, Callable[[Results], Drawing]]
+    run_seeds: Mapping[str, Callable[[Sequence[Cell], CellContext], Sequence[CellResult]]] = field(default_factory=dict)
     prepare: Callable[[Any, Path | None], None] = lambda _settings, _data_dir: None
 
 

@@ -1,11 +1,10 @@
-"""The one training loop, watched by probes and ending in numbers, and its use on images: SGD as in He et al. 2015."""
+"""Training of image classifiers, watched by probes and ending in numbers: SGD as in He et al. 2015."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import SupportsIndex
@@ -16,13 +15,15 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from gradlab.checkpoint import Checkpoint
 from gradlab.errors import UsageError, unknown
-from gradlab.probes import LayerSelection, Schedule, watch
+from gradlab.probes import LayerSelection, Schedule
 from gradlab.runtime import PRECISIONS, explain_memory, resolve_device
 from gradlab.tasks.image import ImageTask, batch_schedule
 from gradlab.trace import Trace
+from gradlab.training_steps import run_steps
 
-__all__ = ["StepsResult", "TrainResult", "TrainSettings", "evaluate", "learning_rate", "run_steps", "train"]
+__all__ = ["TrainResult", "TrainSettings", "evaluate", "learning_rate", "sgd", "train"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,21 +100,6 @@ class TrainResult:
     cpu_seconds: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepsResult:
-    """What `run_steps` ended with.
-
-    Args:
-        losses: As in `TrainResult`.
-        diverged_at: As in `TrainResult`.
-        trace: As in `TrainResult`.
-    """
-
-    losses: npt.NDArray[np.float64]
-    diverged_at: int | None
-    trace: Trace
-
-
 def learning_rate(settings: TrainSettings, step: int) -> float:
     """Return the learning rate of a step: warm-up, then lr times lr_decay for each milestone reached.
 
@@ -137,6 +123,7 @@ def train(
     layers: LayerSelection = None,
     on_step: Callable[[int, float | None], None] | None = None,
     loss: Callable[..., torch.Tensor] = cross_entropy,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainResult:
     """Train a classifier and record it.
 
@@ -153,6 +140,8 @@ def train(
         on_step: Called after each step with its number and its loss, None where the loss is still on the device. What
             it raises ends the training.
         loss: From what the model returns while training, and the labels, to a scalar. Default: cross-entropy of logits.
+        checkpoint: Where the state is kept, and found again after a crash; see `Checkpoint`. What `on_step` gathers is
+            not part of it. Default: nowhere.
 
     Returns:
         Losses, trace and test error; a loss that is not finite ends the training as "diverged" and is no exception.
@@ -173,7 +162,7 @@ def train(
     """
     device = resolve_device(device) if isinstance(device, str) else device
     try:
-        return _train(model, task, settings, device, every, layers, on_step, loss)
+        return _train(model, task, settings, device, every, layers, on_step, loss, checkpoint)
     except (RuntimeError, MemoryError) as error:
         doing = f"training {type(model).__name__} at batch_size={settings.batch_size}"
         explained = explain_memory(error, doing=doing, lower="batch_size, then width, depth or size", device=device)
@@ -191,6 +180,7 @@ def _train(
     layers: LayerSelection,
     on_step: Callable[[int, float | None], None] | None,
     criterion: Callable[..., torch.Tensor],
+    checkpoint: Checkpoint | None,
 ) -> TrainResult:
     _check_precision(settings.precision, device)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -201,7 +191,7 @@ def _train(
     order = batch_schedule(len(task.train_labels), settings.batch_size, settings.steps, settings.seed).to(device)
     augmentation = torch.Generator(device if device.type != "meta" else "cpu").manual_seed(settings.seed + 1)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    optimizer = _sgd(model, settings, fused=scaler.is_enabled())
+    optimizer = sgd(model.parameters(), settings, fused=scaler.is_enabled())
 
     def draw(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         return task.batch(order[step], augmentation if device.type != "meta" else None)
@@ -220,6 +210,9 @@ def _train(
         every=every,
         layers=layers,
         on_step=on_step,
+        checkpoint=checkpoint,
+        stateful={"augmentation": augmentation},
+        about={"settings": repr(settings), "task": repr((task.name, task.image_shape, task.augment))},
     )
     error = math.nan if run.diverged_at is not None or device.type == "meta" else evaluate(model, task)
     return TrainResult(
@@ -228,87 +221,9 @@ def _train(
         diverged_at=run.diverged_at,
         trace=run.trace,
         test_error=error,
-        seconds=time.perf_counter() - wall,
-        cpu_seconds=time.process_time() - cpu,
+        seconds=time.perf_counter() - wall + run.earlier_seconds,
+        cpu_seconds=time.process_time() - cpu + run.earlier_cpu_seconds,
     )
-
-
-def run_steps(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    draw: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
-    criterion: Callable[..., torch.Tensor],
-    *,
-    steps: int,
-    device: torch.device,
-    rate: Callable[[int], float] | None = None,
-    clip_norm: float = 0.0,
-    precision: str = "float32",
-    scaler: torch.amp.GradScaler | None = None,
-    every: int | Schedule = 1,
-    layers: LayerSelection = None,
-    timesteps: bool | int = False,
-    on_step: Callable[[int, float | None], None] | None = None,
-    stop: Callable[[int], bool] | None = None,
-) -> StepsResult:
-    """Run the training steps of any model on any batches: what `train` and `gradlab.measure.learning.learn` share.
-
-    Args:
-        model: On the device, in the mode to train in.
-        optimizer: Of its parameters.
-        draw: Gives the inputs and targets of a step, on the device.
-        criterion: Gives the loss, a scalar, of what the model returns and the targets.
-        steps: Updates at most.
-        device: Where all of it lies.
-        rate: Learning rate of a step. Default: as the optimizer has it.
-        clip_norm: Largest norm of all gradients together; 0 does not clip.
-        precision: "float32", or autocast to "bf16" or "fp16".
-        scaler: Of "fp16"; its step is the optimizer's.
-        every: Which steps the probes record; see `watch`.
-        layers: Which layers; see `watch`.
-        timesteps: Which time steps of recurrent modules; see `watch`.
-        on_step: As in `train`.
-        stop: Asked after each step with its number; True ends the training.
-
-    Returns:
-        Losses and trace; a loss that is not finite ends the training and is no exception.
-    """
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    scaler = torch.amp.GradScaler(device.type, enabled=False) if scaler is None else scaler
-    losses = torch.full((steps,), math.nan, device=device)
-    on_host, done, ran, diverged_at = device.type == "cpu", 0, 0, None
-    scaled = scaler if scaler.is_enabled() else None
-    with watch(model, optimizer, every=every, layers=layers, timesteps=timesteps, scaler=scaled) as probe:
-        for step in range(steps):
-            if rate is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate(step)
-            recorded = probe.recording
-            x, y = draw(step)
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, dtype=half) if half is not None else nullcontext():
-                loss = criterion(model(x), y)
-            scaler.scale(loss).backward()
-            probe.log(loss=loss)
-            if clip_norm > 0:
-                scaler.unscale_(optimizer)
-                total = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-                probe.log(clip=(total, clip_norm))
-            losses[step] = loss.detach()
-            scaler.step(optimizer)
-            scaler.update()
-            value, ran = None, step + 1
-            if on_host or (recorded and device.type != "meta"):
-                diverged_at = _first_nonfinite(losses, done, step)
-                value, done = float(losses[step]), ran
-            if on_step is not None:
-                on_step(step, value)
-            if diverged_at is not None or (stop is not None and stop(step)):
-                break
-        if diverged_at is None and device.type != "meta":
-            diverged_at = _first_nonfinite(losses, done, ran - 1)
-    kept = ran if diverged_at is None else diverged_at + 1
-    return StepsResult(losses=_host(losses)[:kept], diverged_at=diverged_at, trace=_until(probe.trace, kept))
 
 
 def _check_precision(precision: str, device: torch.device) -> None:
@@ -318,10 +233,11 @@ def _check_precision(precision: str, device: torch.device) -> None:
         raise UsageError(f"precision=bf16 needs autocast, which torch has not for '{device.type}': use float32 there.")
 
 
-def _sgd(model: nn.Module, settings: TrainSettings, *, fused: bool) -> torch.optim.SGD:
+def sgd(params: Iterable[torch.Tensor], settings: TrainSettings, *, fused: bool = False) -> torch.optim.SGD:
     """Make the optimizer; `fused` for a GradScaler, which else asks the host at each step whether to skip."""
+    params = list(params)
     optimizer = torch.optim.SGD(
-        model.parameters(),
+        params,
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
@@ -330,7 +246,7 @@ def _sgd(model: nn.Module, settings: TrainSettings, *, fused: bool) -> torch.opt
     if fused and settings.momentum > 0:
         # The fused step takes its momentum from empty memory and leaves it so where the first update is skipped, as a
         # scaler's usually is; the second then adds what lay there. From zeros both steps are the ordinary ones.
-        for param in model.parameters():
+        for param in params:
             optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
     return optimizer
 
@@ -348,23 +264,3 @@ def evaluate(model: nn.Module, task: ImageTask, batch_size: int = 500) -> float:
     finally:
         model.train(was_training)
     return 100.0 * int(wrong) / len(task.test_labels)
-
-
-def _first_nonfinite(losses: torch.Tensor, start: int, stop: int) -> int | None:
-    bad = (~torch.isfinite(losses[start : stop + 1])).cpu().nonzero()
-    return start + int(bad[0]) if len(bad) else None
-
-
-def _host(losses: torch.Tensor) -> npt.NDArray[np.float64]:
-    if losses.is_meta:
-        return np.full(len(losses), np.nan)
-    array: npt.NDArray[np.float64] = losses.cpu().double().numpy()  # MPS has no float64
-    return array
-
-
-def _until(trace: Trace, stop: int) -> Trace:
-    """Return the trace without the steps from `stop` on: after a loss that is not finite they hold nothing."""
-    if not (trace.steps["step"] >= stop).any():
-        return trace
-    kept = {name: f[f["step"] < stop] if "step" in f else f for name, f in trace.tables.items() if len(f)}
-    return Trace(kept, trace.info)

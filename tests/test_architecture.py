@@ -15,23 +15,27 @@ PACKAGE = ROOT / "gradlab"
 # A room imports only from rooms of a lower number (and itself).
 LEVELS = {
     "errors": 0,
-    "storage": 1, "trace_html": 1,
-    "trace": 2,
+    "storage": 1, "trace_html": 1, "cli_errors": 1,
+    "trace": 2, "checkpoint": 2, "live": 2,
     "runtime": 3, "nets": 3, "tasks": 3, "probes": 3,
-    "training": 4, "surgery": 4,
-    "measure": 5,
-    "analysis": 6,
-    "plots": 7,
-    "study": 8, "trial": 8, "diagnosis_report": 9, "user_setup": 9,
-    "sweep": 9, "catalog": 9, "claims_report": 9, "doctor": 10,
-    "experiments": 10, "benchmarks": 10,
-    "run_comparison": 10,
-    "cli_errors": 1, "cli_screen": 10, "cli_bench": 11, "cli_diagnose": 11, "cli_run": 11, "cli_runs": 11, "cli": 12,
-    "integrations": 13,  # may import anything; of its own level, so that nothing below imports it
-    "__main__": 13,
-    "__init__": 14,
+    "training_steps": 4, "surgery": 4,
+    "training": 5,
+    "training_seeds": 6,
+    "measure": 7,
+    "analysis": 8,
+    "plots": 9,
+    "study": 10, "trial": 10,
+    "sweep": 11, "catalog": 11, "claims_report": 11, "diagnosis_report": 11, "user_setup": 11,
+    "experiments": 12, "benchmarks": 12, "doctor": 12, "run_comparison": 12, "cli_screen": 12,
+    "cli_bench": 13, "cli_diagnose": 13, "cli_run": 13, "cli_runs": 13,
+    "cli": 14,
+    "integrations": 15,  # may import anything; of its own level, so that nothing below imports it
+    "__main__": 15,
+    "__init__": 16,
 }  # fmt: skip
-TORCH_FREE = ("errors", "storage", "trace", "trace_html", "analysis", "plots", "study", "catalog", "claims_report")
+TORCH_FREE = (
+    "errors", "storage", "trace", "live", "trace_html", "analysis", "plots", "study", "catalog", "claims_report",
+)  # fmt: skip
 
 
 def modules() -> list[tuple[str, Path]]:

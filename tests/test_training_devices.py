@@ -12,7 +12,7 @@ from torch import nn
 from gradlab.errors import UsageError
 from gradlab.nets import MLP, CifarNet, initialize
 from gradlab.tasks import load_digits
-from gradlab.training import TrainSettings, _sgd, train
+from gradlab.training import TrainSettings, sgd, train
 
 CPU = torch.device("cpu")
 
@@ -192,7 +192,7 @@ def test_a_skipped_first_update_leaves_no_stray_momentum():
     theirs.load_state_dict(ours.state_dict())
     settings = TrainSettings(lr=0.1, momentum=0.9, weight_decay=0.01)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    fused = _sgd(ours, settings, fused=True)
+    fused = sgd(ours.parameters(), settings, fused=True)
     plain = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     x = torch.randn(8, 50)
     start = weights(ours)
@@ -243,7 +243,7 @@ def test_a_scaler_gets_the_fused_step(digits, monkeypatch, precision):
 
     made = []
     monkeypatch.setattr(training, "_check_precision", lambda *_: None)
-    monkeypatch.setattr(training, "_sgd", lambda *args, **kwargs: made.append(_sgd(*args, **kwargs)) or made[-1])
+    monkeypatch.setattr(training, "sgd", lambda *args, **kwargs: made.append(sgd(*args, **kwargs)) or made[-1])
     train(mlp(), digits, TrainSettings(steps=1, batch_size=16, precision=precision), device=CPU)
     (optimizer,) = made
     assert bool(optimizer.defaults["fused"]) is (precision == "fp16")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from gradlab.checkpoint import Checkpoint
 from gradlab.errors import UsageError, unknown
 from gradlab.nets import (
     CausalTransformer,
@@ -27,7 +28,7 @@ from gradlab.nets import (
 from gradlab.probes import Schedule
 from gradlab.tasks import SequenceTask, evaluation_set
 from gradlab.trace import Trace
-from gradlab.training import run_steps
+from gradlab.training_steps import run_steps
 
 __all__ = ["LearnSettings", "Learned", "evaluate_loss", "learn", "memory_net", "own_baseline"]
 
@@ -216,6 +217,7 @@ def learn(
     record_every: int = 0,
     timesteps: int = 0,
     on_step: Callable[[int, float | None], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Learned:
     """Train a net on fresh sequences until it has learned the task or its steps are spent.
 
@@ -229,6 +231,7 @@ def learn(
             follows none.
         on_step: Called after each step with its number and its loss (None on an accelerator); what it raises ends
             the training.
+        checkpoint: Where the state is kept, and found again after a crash; see `gradlab.checkpoint.Checkpoint`.
 
     Returns:
         Losses against steps; a loss that is not finite ends the training as "diverged".
@@ -250,20 +253,15 @@ def learn(
     optimizer = _OPTIMIZERS[settings.optimizer](model.parameters(), lr=settings.lr)
     x, y = (None, None) if on_meta else evaluation_set(task, settings.evaluation_size, seed=settings.seed)
     scale = 1.0 if y is None else task.baseline / own_baseline(task, y)
-    steps: list[int] = []
-    found: list[float] = []
-    solved_at: int | None = None
+    course = _Course()
 
     def stop(step: int) -> bool:
-        nonlocal solved_at
         done = step + 1
         if x is None or y is None or (done % settings.evaluate_every and done != settings.steps):
             return False
-        steps.append(done)
-        found.append(scale * evaluate_loss(model, task, x, y))
-        if found[-1] < settings.target:
-            solved_at = done
-        return solved_at is not None
+        course.steps.append(done)
+        course.losses.append(scale * evaluate_loss(model, task, x, y))
+        return course.losses[-1] < settings.target
 
     run = run_steps(
         model,
@@ -277,18 +275,36 @@ def learn(
         timesteps=timesteps if record_every and timesteps else False,
         on_step=on_step,
         stop=stop,
+        checkpoint=checkpoint,
+        stateful={"course": course} | ({} if generator is None else {"batches": generator}),
+        about={"settings": repr(settings), "task": repr(task)},
     )
+    steps = course.steps
     ends = [0, *steps]
     return Learned(
         status="done" if run.diverged_at is None else "diverged",
         steps=np.array(steps, dtype=np.int64),
-        losses=np.array(found, dtype=np.float64),
+        losses=np.array(course.losses, dtype=np.float64),
         train_losses=np.array(
             [run.losses[start:end].mean() for start, end in zip(ends, steps, strict=False)], dtype=np.float64
         ),
-        solved_at=solved_at,
+        solved_at=steps[-1] if steps and course.losses[-1] < settings.target else None,
         parameters=parameter_count(model),
         trace=run.trace if record_every else Trace(),
-        seconds=time.perf_counter() - wall,
-        cpu_seconds=time.process_time() - cpu,
+        seconds=time.perf_counter() - wall + run.earlier_seconds,
+        cpu_seconds=time.process_time() - cpu + run.earlier_cpu_seconds,
     )
+
+
+class _Course:
+    """The evaluations so far: what a checkpoint keeps beside the net."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": list(self.steps), "losses": list(self.losses)}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.steps, self.losses = list(state["steps"]), list(state["losses"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
 from typing import Any, final
 
@@ -188,6 +188,15 @@ class BatchNormProbe:
                 self._keys.clear()
             self._keys[signature] = keys
         return keys
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known of the steps closed."""
+        return {"log": self._log.state_dict(), "not_seen": dict(self.not_seen)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned."""
+        self._log.load_state_dict(state["log"])
+        self.not_seen = dict(state["not_seen"])
 
     def frame(self) -> Any:
         """Return `trace.batchnorm` so far."""

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gradlab.errors import UsageError
 from gradlab.probes import hooks, native
 from gradlab.probes.outputs import OutputHook, Outputs
 from gradlab.probes.reduce import cpu_row, device_row, is_dense
@@ -152,6 +153,16 @@ class StepBuffer:
                 row = self._rows(stacked.device).next_row(slot)
                 row[: len(values)].copy_(stacked)
             return slot
+
+    def scalar(self, value: torch.Tensor | float, what: str = "value") -> int | float:
+        """Return a plain number as it is (a float) and a tensor as the slot it was put in (an int)."""
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            return self.values([value])
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{value!r:.60}"
+            raise UsageError(f"log: the {what} must be a number or have one entry; got {got}.") from None
 
     def block(self, values: torch.Tensor) -> int:
         """Put the rows of a tensor, shape (k, at most 8), into the next k slots and return the first of them."""

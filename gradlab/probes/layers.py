@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -178,6 +178,19 @@ class LayerProbe:
             self._log.append_rows(step, keys, rows, table[:, 1:3], facts)
 
         return deliver
+
+    def last(self) -> Any:
+        """Return the rows of the step delivered last; see `TableLog.last`."""
+        return self._log.last()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known of the steps closed."""
+        return {"log": self._log.state_dict(), "ran": sorted(self.ran), "not_seen": dict(self.not_seen)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned."""
+        self._log.load_state_dict(state["log"])
+        self.ran, self.not_seen = set(state["ran"]), dict(state["not_seen"])
 
     def frame(self) -> Any:
         """Return `trace.layers` so far."""

@@ -11,14 +11,19 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
-__all__ = ["TableLog"]
+__all__ = ["Keys", "TableLog"]
+
+#: The key tuple of each row of a step.
+Keys = Sequence[tuple[object, ...]]
 
 _Floats = npt.NDArray[np.float64]
 #: Rows of the step buffer, shape (k, m, 8), and facts, shape (k, f), to the value columns, each of shape (k,).
@@ -62,6 +67,8 @@ class TableLog:
         self._bytes = 0  # of the values in memory
         self._limit = _IN_MEMORY
         self._parts: list[Path] = []
+        self._aside: list[tuple[int, int, int]] = []  # step, number of its keys and rows of each step in the parts
+        self._newest: tuple[int, int, _Floats] | None = None
 
     def _number(self, keys: Sequence[tuple[object, ...]]) -> int:
         if keys is not self._last[0]:
@@ -122,6 +129,7 @@ class TableLog:
 
     def _keep(self, steps: list[tuple[int, int, _Floats]]) -> None:
         self._steps += steps
+        self._newest = steps[-1] if steps else self._newest
         self._bytes += sum(values.nbytes for _, _, values in steps)
         if self._bytes >= self._limit:
             self._spill()
@@ -150,6 +158,7 @@ class TableLog:
             warnings.warn(text, UserWarning, stacklevel=2)
             return
         self._parts.append(part)
+        self._aside += [(step, number, len(values)) for step, number, values in self._steps]
         self._steps, self._bytes = [], 0
 
     def frames(self) -> Iterator[pd.DataFrame]:
@@ -161,6 +170,35 @@ class TableLog:
             yield pq.read_table(part).to_pandas()
         if self._steps:
             yield self._in_memory()
+
+    def last(self) -> tuple[int, Keys, dict[str, npt.NDArray[np.float64]]] | None:
+        """Return the step appended last, with its keys and its value columns; None before the first."""
+        self._settle()
+        if self._newest is None:
+            return None
+        step, number, values = self._newest
+        keys = next(islice(self._interned, number, None))
+        return step, keys, dict(zip(self._value_names, values.T, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything appended as plain data and one tensor."""
+        values = [frame[list(self._value_names)].to_numpy() for frame in self.frames()]
+        return {
+            "keys": [list(keys) for keys in self._interned],
+            "steps": [*self._aside, *((step, number, len(values)) for step, number, values in self._steps)],
+            "values": torch.from_numpy(np.concatenate(values or [np.empty((0, len(self._value_names)))])),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned, in place of what was appended."""
+        for part in self._parts:
+            part.unlink()
+        self._parts, self._aside, self._steps, self._bytes, self._newest = [], [], [], 0, None
+        self._raw, self._waiting, self._last = [], 0, (None, -1)
+        self._interned = {tuple(map(tuple, keys)): number for number, keys in enumerate(state["keys"])}
+        ends = np.cumsum([count for _, _, count in state["steps"]])
+        parts = np.split(state["values"].numpy(), ends[:-1]) if len(ends) else []
+        self._keep([(step, number, part) for (step, number, _), part in zip(state["steps"], parts, strict=True)])
 
     def frame(self) -> pd.DataFrame:
         """Return everything appended, one row a key and step."""

@@ -96,6 +96,12 @@ static PyObject *hook_follow(OutputHook *self, PyObject *args) {
   Py_RETURN_NONE;
 }
 
+/* forget(): keep no maximum any longer until told anew. */
+static PyObject *hook_forget(OutputHook *self, PyObject *Py_UNUSED(none)) {
+  for (int k = 0; k <= OWN_CALLS; k++) Py_CLEAR(self->unit[k].top);
+  Py_RETURN_NONE;
+}
+
 static int hook_init(OutputHook *self, PyObject *args, PyObject *Py_UNUSED(named)) {
   PyObject *outputs, *layer, *record, *units;
   if (!PyArg_ParseTuple(args, "OUOO", &outputs, &layer, &record, &units)) return -1;
@@ -128,6 +134,7 @@ static void hook_dealloc(OutputHook *self) {
 
 static PyMethodDef hook_methods[] = {{"know", (PyCFunction)hook_know, METH_VARARGS, NULL},
                                      {"follow", (PyCFunction)hook_follow, METH_VARARGS, NULL},
+                                     {"forget", (PyCFunction)hook_forget, METH_NOARGS, NULL},
                                      {0}};
 static PyTypeObject OutputHookType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "gradlab_hooks.OutputHook",

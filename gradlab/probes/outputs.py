@@ -122,3 +122,6 @@ class OutputHook:
         self, call: int, top: torch.Tensor, address: int, channels: int, inner: int, trailing: tuple[int, ...]
     ) -> None:
         """Take the running maximum of a call's channels, to be updated in place: likewise."""
+
+    def forget(self) -> None:
+        """Keep no such maximum any longer: likewise."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -249,6 +249,18 @@ class ParameterProbe:
     def total(self, step: int) -> float:
         """Return the norm of all gradients of a recorded step together, without leaving float64's range."""
         return self._totals.get(step, math.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known of the steps closed."""
+        log = self._log.state_dict()  # adds up what waits
+        known = {"with_grad": sorted(self.with_grad), "not_seen": dict(self.not_seen)}
+        return {"log": log, "totals": dict(self._totals), **known}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned."""
+        self._log.load_state_dict(state["log"])
+        self._totals, self.not_seen = dict(state["totals"]), dict(state["not_seen"])
+        self._got_grad = np.array([layer in state["with_grad"] for _, layer, _ in self._keys], dtype=bool)
 
     def frame(self) -> Any:
         """Return `trace.params` so far."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
 from typing import Any, cast, final
 
@@ -284,6 +284,17 @@ class RecurrentProbe:
             self._gate_log.append(step, gate_keys, of_gates)
 
         return deliver
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known of the steps closed."""
+        logs = {"log": self._log.state_dict(), "gates": self._gate_log.state_dict()}
+        return {**logs, "not_seen": dict(self.not_seen)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned."""
+        self._log.load_state_dict(state["log"])
+        self._gate_log.load_state_dict(state["gates"])
+        self.not_seen = dict(state["not_seen"])
 
     def frame(self) -> Any:
         """Return `trace.timesteps` so far."""

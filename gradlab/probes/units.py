@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, final
 
@@ -45,6 +45,7 @@ class UnitProbe:
         self._alive: dict[tuple[str, int], torch.Tensor] = {}
         self._settled: dict[tuple[str, int], torch.Size] = {}
         self._flat: dict[tuple[str, int], tuple[torch.Tensor, int]] = {}
+        self._followed: set[Any] = set()  # hooks that keep a maximum themselves
 
     def __bool__(self) -> bool:
         """Whether there is a module to follow."""
@@ -71,6 +72,7 @@ class UnitProbe:
         top = self._alive[place]
         if top.is_cpu and top.dtype is torch.float32 and top.is_contiguous() and output.dim() > 1:
             inner = math.prod(output.shape[2:]) if output.dim() in (4, 5) else 1
+            self._followed.add(hook)
             hook.follow(place[1], top, top.data_ptr(), top.numel(), inner, tuple(output.shape[1:]))
 
     def _see_rectifier(self, place: tuple[str, int], output: torch.Tensor) -> None:
@@ -78,7 +80,9 @@ class UnitProbe:
             return
         top = _channel_max(output)
         known = self._alive.get(place)
-        self._alive[place] = top = top if known is None or known.shape != top.shape else torch.maximum(known, top)
+        self._alive[place] = top = (
+            top if known is None or known.shape != top.shape else torch.maximum(known.to(top.device), top)
+        )
         if output.is_cpu:  # elsewhere a branch on data would wait for the device
             # Once each unit was active there is nothing more to learn; not so where NaN hides what a unit does.
             self._settled[place] = output.shape[1:] if bool((top > 0).all()) else torch.Size((-1,))
@@ -90,17 +94,47 @@ class UnitProbe:
         known, seen = self._flat.get(place, (None, 0))
         if known is None or known.shape != count.shape:
             known, seen = torch.zeros_like(count), 0
-        self._flat[place] = (known + count, seen + rows.shape[0])
+        self._flat[place] = (known.to(count.device) + count, seen + rows.shape[0])
+
+    def _tops(self, layer: str) -> list[torch.Tensor]:
+        """Return the largest entry that each unit of a rectifier ever put out, a tensor a place in the net."""
+        tops = [self._alive[layer, call] for call in range(OWN_CALLS + 1) if (layer, call) in self._alive]
+        if layer in self._cells and len({top.shape for top in tops}) == 1:
+            tops = [torch.stack(tops).amax(0)]
+        return tops
+
+    def dead_units(self) -> tuple[int, int]:
+        """Return (dead, all) units of the rectifiers so far; (0, 0) on an accelerator, where it would wait."""
+        tops = [top for layer, _ in self._layers for top in self._tops(layer)]
+        if not all(top.is_cpu for top in tops):
+            return 0, 0
+        return sum(int((top <= 0).sum()) for top in tops), sum(top.numel() for top in tops)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is known of the units so far."""
+        return {
+            "cells": sorted(self._cells),
+            "alive": [(*place, top.clone()) for place, top in self._alive.items()],  # hooks write into them
+            "settled": [(*place, list(shape)) for place, shape in self._settled.items()],
+            "flat": [(*place, count, seen) for place, (count, seen) in self._flat.items()],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` returned, wherever it lies: each layer's next output says where it belongs."""
+        self._cells = set(state["cells"])
+        self._alive = {(layer, call): top for layer, call, top in state["alive"]}
+        self._settled = {(layer, call): torch.Size(shape) for layer, call, shape in state["settled"]}
+        self._flat = {(layer, call): (count, seen) for layer, call, count, seen in state["flat"]}
+        for hook in self._followed:
+            hook.forget()
 
     def frame(self) -> pd.DataFrame:
         """Return `trace.units` so far."""
         nan = float("nan")
         rows: list[tuple[str, int, float, float]] = []
         for layer, _ in self._layers:
-            tops = [self._alive[layer, call] for call in range(OWN_CALLS + 1) if (layer, call) in self._alive]
+            tops = self._tops(layer)
             counts = [self._flat[layer, call] for call in range(OWN_CALLS + 1) if (layer, call) in self._flat]
-            if layer in self._cells and len({top.shape for top in tops}) == 1:
-                tops = [torch.stack(tops).amax(0)]
             if layer in self._cells and len({count.shape for count, _ in counts}) == 1:
                 counts = [(torch.stack([count for count, _ in counts]).sum(0), sum(seen for _, seen in counts))]
             if tops:
@@ -110,6 +144,10 @@ class UnitProbe:
                 flat = torch.cat([(count / seen > 0.5).double().reshape(-1) for count, seen in counts])
                 rows.append((layer, flat.numel(), nan, nan if flat.is_meta else float(flat.mean())))
         return pd.DataFrame(rows, columns=["layer", "units", "dead_fraction", "saturated_fraction"])
+
+
+def _on_host(x: torch.Tensor) -> torch.Tensor:
+    return x if x.is_meta else x.cpu()
 
 
 def _channel_dim(output: torch.Tensor) -> int:

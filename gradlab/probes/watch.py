@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, final
 
@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from gradlab.errors import UsageError
+from gradlab.live import LiveView
+from gradlab.probes.admission import check_model, check_owner, check_scaler
 from gradlab.probes.batchnorm import BatchNormProbe
 from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.hooks import HookSwitch, LayerHook
+from gradlab.probes.latest import Latest, as_view
 from gradlab.probes.layers import LayerProbe
 from gradlab.probes.log import TableLog
 from gradlab.probes.parameters import ParameterProbe, describe_parameters
@@ -46,6 +48,7 @@ def watch(
     timesteps: bool | int = False,
     scaler: torch.amp.GradScaler | None = None,
     without_grad: bool = False,
+    live: bool | LiveView = False,
 ) -> Probe:
     """Watch a model train: per-layer signal and gradient, parameters, BatchNorm. Training itself is bit-identical.
 
@@ -61,6 +64,8 @@ def watch(
             2k, ... and the last. In recorded steps they then run in chunks: weight gradients are equal to rounding.
         scaler: The GradScaler of AMP training: gradients are recorded unscaled, and skipped updates as such.
         without_grad: Record forward calls under no_grad too; by default an evaluation between steps is not recorded.
+        live: Draw the gradient norm of each layer in the terminal meanwhile, from what is recorded anyway; a
+            `gradlab.live.LiveView` knows more, such as the time to go. Without a terminal one sentence says so.
 
     Returns:
         A probe: a context manager whose `trace` has the tables. Use it with `with`, or call `close()`.
@@ -96,20 +101,15 @@ def watch(
         raise UsageError(f"watch needs a torch.nn.Module; got {type(model).__name__}.")
     if model in _watched:
         raise UsageError("This model is watched already: close the other probe first.")
-    if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
-        raise UsageError("This model has lazy parameters that have no shape yet: run one batch through it first.")
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise UsageError("Parameters of FullyShardedDataParallel are flat local shards: use fully_shard instead.")
+    check_model(model)
     optimizers = as_optimizers(optimizer)
-    if scaler is not None and not optimizers:
-        raise UsageError("watch needs the optimizer with the scaler: only then is it known which gradients are scaled.")
-    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
-        raise UsageError(f"watch needs a torch.amp.GradScaler as its scaler; got {type(scaler).__name__}.")
+    check_scaler(scaler, optimizers)
     chosen = select(model, layers)
     schedule = as_schedule(every)
     probe = Probe(model, optimizers, chosen, schedule, scaler, timesteps=timesteps, without_grad=without_grad)
     try:
         await_ranks(model.parameters(), [every if isinstance(every, int) else "a schedule", len(optimizers)])
+        probe._live = as_view(live)
     except BaseException:
         probe.close()
         raise
@@ -132,7 +132,7 @@ class Probe:
         without_grad: bool,
     ) -> None:
         params = list(model.named_parameters())
-        _check_owner(params, optimizers)
+        check_owner(params, optimizers)
         self._model, self._schedule = model, schedule
         self._buffer = StepBuffer()
         self._units = UnitProbe(layers)
@@ -144,7 +144,14 @@ class Probe:
             optimizers, scaler, self._params, self._buffer,
             forward_calls=lambda: self._layers.gate.calls, close=self._close_step,
         )  # fmt: skip
+        self._parts: dict[str, Any] = {  # by the table each fills
+            "layers": self._layers, "units": self._units, "params": self._params, "batchnorm": self._batchnorm,
+            "timesteps": self._recurrent,
+        }  # fmt: skip
         self._steps = TableLog((), _STEP)
+        #: Returns the latest recorded step whose numbers have arrived as a `gradlab.live.Snapshot`, or None.
+        self.latest = Latest(self._layers, self._units, self._steps)
+        self._live: LiveView | None = None
         self._layer_names = [name for name, _ in layers]
         self._info: dict[str, Any] = {
             "model": type(model).__name__,
@@ -198,6 +205,8 @@ class Probe:
             self._switch.forget()
             self._updates.detach()
             _watched.discard(self._model)
+            if self._live is not None:
+                self._live.close(self.latest)
 
     def __enter__(self) -> Probe:
         return self
@@ -245,7 +254,7 @@ class Probe:
         if not (self._open and self._updates.optimizers):
             raise UsageError("Only an open probe that was given an optimizer can follow another one.")
         optimizers = as_optimizers(optimizer)
-        _check_owner(list(self._model.named_parameters()), optimizers)
+        check_owner(list(self._model.named_parameters()), optimizers)
         self._updates.follow(optimizers)
 
     def tap(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
@@ -286,9 +295,11 @@ class Probe:
         if not self._recording:
             return
         if loss is not None:
-            self._updates.tell_loss(self._scalar(loss, "loss"))
+            self._updates.tell_loss(self._buffer.scalar(loss, "loss"))
         if clip is not None:
-            self._updates.tell_clip(self._scalar(clip[0], "total norm"), self._scalar(clip[1], "max_norm"))
+            self._updates.tell_clip(
+                self._buffer.scalar(clip[0], "total norm"), self._buffer.scalar(clip[1], "max_norm")
+            )
 
     @property
     def trace(self) -> Trace:
@@ -296,9 +307,7 @@ class Probe:
         self._buffer.wait()
         if self._trace is None:
             ran = self._layers.ran
-            probes: tuple[Any, ...] = (self._layers, self._units, self._params, self._batchnorm, self._recurrent)
-            names = ("layers", "units", "params", "batchnorm", "timesteps")
-            tables = {name: probe.frame() for name, probe in zip(names, probes, strict=True)}
+            tables = {name: part.frame() for name, part in self._parts.items()}
             tables |= {"gates": self._recurrent.gates_frame(), "steps": self._steps_frame()}
             never_ran = [name for name in self._layer_names if name not in ran] if self._step else []
             parts = (self._layers, self._batchnorm, self._recurrent, self._params)
@@ -320,6 +329,25 @@ class Probe:
             self._trace = Trace({name: frame for name, frame in tables.items() if len(frame)}, info)
         return self._trace
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was recorded of the steps closed so far, as plain data and tensors: for a checkpoint."""
+        self._buffer.wait()
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        notes, without = list(self._updates.notes), self._layers.gate.calls_without_grad
+        return {**parts, "steps": self._steps.state_dict(), "notes": notes, "without_grad": without, "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what an open probe on an equal model had recorded; the open step is given up."""
+        for part in (self._buffer, self._layers, self._batchnorm, self._recurrent, self._updates):
+            part.discard()
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self._steps.load_state_dict(state["steps"])
+        self._updates.notes = dict.fromkeys(state["notes"])
+        self._layers.gate.calls_without_grad = state["without_grad"]
+        self._trace, self._step, self._clock = None, state["step"], time.perf_counter()
+        self._begin_step()
+
     # -- steps --------------------------------------------------------------------------------------------------
 
     def _begin_step(self) -> None:
@@ -330,16 +358,6 @@ class Probe:
         self._layers.gate.recording = self._batchnorm.gate.recording = recording
         self._switch.on() if recording else self._switch.off()
         self._recurrent.set_recording(recording)
-
-    def _scalar(self, value: torch.Tensor | float, what: str = "value") -> int | float:
-        """Return a plain number as it is (a float) and a tensor as the slot it was put in (an int)."""
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            return self._buffer.values([value])
-        try:
-            return float(value)
-        except (TypeError, ValueError, RuntimeError):
-            got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{value!r:.60}"
-            raise UsageError(f"log: the {what} must be a number or have one entry; got {got}.") from None
 
     def _close_step(self) -> None:
         now = time.perf_counter()
@@ -368,6 +386,8 @@ class Probe:
             self._steps.append(step, _ONE_ROW, np.array([row]))
 
         self._buffer.flush(deliver)
+        if self._live is not None:
+            self._live.show(self.latest)
 
     def _steps_frame(self) -> pd.DataFrame:
         frame = self._steps.frame()
@@ -375,10 +395,3 @@ class Probe:
             frame = frame.astype({"skipped": bool})
             frame.insert(6, "grad_norm", [self._params.total(step) for step in frame["step"]])
         return frame
-
-
-def _check_owner(params: list[tuple[str, nn.Parameter]], optimizers: tuple[torch.optim.Optimizer, ...]) -> None:
-    own = {id(param) for _, param in params}
-    for optimizer in optimizers:
-        if own.isdisjoint(id(param) for group in optimizer.param_groups for param in group["params"]):
-            raise UsageError("The optimizer holds none of the model's parameters: give the model's own optimizer.")

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gradlab.errors import GradlabError, StoreError
 from gradlab.study import Cell, CellContext, CellResult
+from gradlab.sweep.groups import CellGroup
 from gradlab.sweep.store import finished_cell, save_cell
 
-__all__ = ["Job", "Outcome", "Progress", "Stopped", "limit_message", "run_cell"]
+if TYPE_CHECKING:
+    from gradlab.checkpoint import Checkpoint
 
-#: Called in the driver with (cell, steps done, steps in all, loss or None).
-Progress = Callable[[Cell, int, int, float | None], None]
+__all__ = ["Job", "Outcome", "Progress", "Stopped", "checkpoint_folder", "limit_message", "run_cell"]
+
+#: Called in the driver with (cell, steps done, steps in all, loss or None) and, of a `live` job, the latest recorded
+#: step of the training in it as a `gradlab.live.Snapshot`, or None where there is none new.
+Progress = Callable[..., None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +52,9 @@ class Job:
         device: Name of the device.
         data_dir: Where data sets lie, if the user said.
         limit: Seconds that a cell may take; 0 for no limit.
+        checkpoint_every: Seconds between two states that a training cell keeps; 0 keeps none.
+        run_seeds: Part -> function that runs a group of its cells; see `Study`.
+        live: Somebody looks on: progress comes with the gradient norms of the layers.
     """
 
     run: Callable[[Cell, CellContext], CellResult]
@@ -50,6 +62,9 @@ class Job:
     device: str
     data_dir: Path | None
     limit: float = 0.0
+    checkpoint_every: float = 60.0
+    run_seeds: Mapping[str, Callable[[Sequence[Cell], CellContext], Sequence[CellResult]]] = field(default_factory=dict)
+    live: bool = False
 
 
 class Stopped(BaseException):  # no error: it passes through "except Exception" in a cell
@@ -66,23 +81,36 @@ def limit_message(limit: float) -> str:
 
 
 def run_cell(job: Job, cell: Cell, report: Callable[[int, int, float | None], None]) -> Outcome:
-    """Run one cell in this process and store what it measured; failures come back as an outcome, never raised."""
+    """Run one cell, or a group, in this process and store what it measured.
+
+    Failures come back as an outcome, never raised. The outcome of a group is that of all its cells: "done" where each
+    is stored.
+    """
     from gradlab.runtime import explain_memory, resolve_device, seed_everything
 
     wall, cpu = time.perf_counter(), time.process_time()
     device = None
+    kept = _checkpoint(job, cell)
     try:
         device = resolve_device(job.device)
         seed_everything(int(cell.settings.get("seed", 0)))
         with _alarm(job.limit):
-            result = job.run(cell, CellContext(device=device, data_dir=job.data_dir, progress=report))
+            context = CellContext(device=device, data_dir=job.data_dir, progress=report, checkpoint=kept)
+            measured = _measure(job, cell, context)
         seconds = time.perf_counter() - wall
-        facts = {"seconds": seconds, "cpu_seconds": time.process_time() - cpu, "device": job.device}
-        try:
-            save_cell(job.folder, cell, result, facts)
-        except StoreError as error:
-            return _not_stored(job, cell, error)
-        return Outcome(cell=cell, status=result.status, message=result.message, seconds=seconds)
+        share = len(measured)
+        facts = {"seconds": seconds / share, "cpu_seconds": (time.process_time() - cpu) / share, "device": job.device}
+        for own, result in measured:
+            try:
+                save_cell(job.folder, own, result, facts | ({"together": share} if share > 1 else {}))
+            except StoreError as error:
+                return _not_stored(job, own, error)
+        if isinstance(cell, CellGroup):
+            return Outcome(cell=cell, status="done", seconds=seconds)
+        if kept is not None:
+            kept.clear()
+        said = " ".join([*(kept.notes if kept is not None else ()), result.message]).strip()
+        return Outcome(cell=cell, status=result.status, message=said, seconds=seconds)
     except Stopped:
         return Outcome(cell=cell, status="stopped")
     except _TimedOut:
@@ -96,6 +124,35 @@ def run_cell(job: Job, cell: Cell, report: Callable[[int, int, float | None], No
         if told:
             return Outcome(cell=cell, status="failed", message=str(told), exit_code=told.exit_code)
         return _bug(job, cell, error)
+
+
+def _measure(job: Job, cell: Cell, context: CellContext) -> list[tuple[Cell, CellResult]]:
+    if not isinstance(cell, CellGroup):
+        return [(cell, job.run(cell, context))]
+    return list(zip(cell.cells, job.run_seeds[cell.part](cell.cells, context), strict=True))
+
+
+def checkpoint_folder(run: Path, key: str) -> Path:
+    """Return where a cell of a run keeps its state until it is stored."""
+    return run / "checkpoints" / key
+
+
+def _checkpoint(job: Job, cell: Cell) -> Checkpoint | None:
+    from gradlab.checkpoint import Checkpoint  # here, for it loads torch
+
+    if not job.checkpoint_every or isinstance(cell, CellGroup):
+        return None
+    # A state of other code is not gone on with: the two halves of the run would be of different experiments.
+    identity = f"{cell.key} {metadata.version('gradlab')} {_code(job.run):08x}"
+    return Checkpoint(checkpoint_folder(job.folder, cell.key), every=job.checkpoint_every, identity=identity)
+
+
+def _code(run: Callable[..., object]) -> int:
+    """Return the CRC-32 of the file that a function was written in; 0 where there is none."""
+    try:
+        return zlib.crc32(Path(inspect.getfile(inspect.unwrap(run))).read_bytes())
+    except (OSError, TypeError):
+        return 0
 
 
 def _not_stored(job: Job, cell: Cell, error: StoreError) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import shutil
 import signal
 import sys
 import threading
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import GradlabError, StoreError, UsageError
-from gradlab.study import Study
-from gradlab.sweep.cell_run import Job, Outcome
+from gradlab.storage import replace_file
+from gradlab.study import Cell, Study
+from gradlab.sweep.cell_run import Job, Outcome, checkpoint_folder
 from gradlab.sweep.engine import run_cells
+from gradlab.sweep.groups import CellGroup, group_by_seed
 from gradlab.sweep.lock import hold_run
 from gradlab.sweep.progress import SweepDisplay
-from gradlab.sweep.store import Run, create_run, replace_file, set_damaged_aside
+from gradlab.sweep.store import Run, create_run, finished_cell, set_damaged_aside
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +94,10 @@ def sweep(
     data_dir: Path | None,
     console: Console,
     limit: float = 0.0,
+    checkpoint_every: float = 60.0,
     engine: Engine | None = None,
+    live: bool = False,
+    seeds_at_once: bool = False,
 ) -> SweepReport:
     """Run the cells of a run that are not finished yet.
 
@@ -107,7 +113,11 @@ def sweep(
         data_dir: Where data sets lie, if the user said.
         console: Where progress is shown.
         limit: Seconds that a cell may take; 0 for no limit.
+        checkpoint_every: Seconds between two states that a training cell keeps, to go on from; 0 keeps none.
         engine: Runs the cells: called as `run_cells` is. Default: the local one.
+        live: Show the gradient norm by layer of running cells too, where the console is a terminal.
+        seeds_at_once: Run cells that differ in their seed alone together, in the parts where the study can; a group
+            that fails is run again cell by cell.
 
     Raises:
         UsageError: The run was planned by another version of the study, so that its cells are not this plan's; or
@@ -115,18 +125,21 @@ def sweep(
         StoreError: The run's folder cannot be written.
     """
     with hold_run(run.folder):
-        return _sweep(study, settings, run, device, workers, data_dir, console, limit, engine or run_cells)
+        live = live and console.is_terminal and not console.is_dumb_terminal
+        job = Job(
+            run=study.run, folder=run.folder, device=device, data_dir=data_dir, limit=limit,
+            checkpoint_every=checkpoint_every, live=live, run_seeds=study.run_seeds if seeds_at_once else {},
+        )  # fmt: skip
+        return _sweep(study, settings, run, job, workers, console, engine or run_cells)
 
 
 def _sweep(
     study: Study,
     settings: Any,
     run: Run,
-    device: str,
+    job: Job,
     workers: int,
-    data_dir: Path | None,
     console: Console,
-    limit: float,
     engine: Engine,
 ) -> SweepReport:
     cells = study.plan(settings)
@@ -139,27 +152,46 @@ def _sweep(
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     finished = {cell.key for cell in run.cells()}
     todo = [cell for cell in cells if cell.key not in finished]
-    job = Job(run=study.run, folder=run.folder, device=device, data_dir=data_dir, limit=limit)
-    outcomes: list[Outcome] = []
-    stopped_by = None
-    if todo:
-        with SweepDisplay(console, len(todo)) as display, _termination_interrupts():
-            stream = engine(job, todo, workers=workers, progress=display.update, stopping=display.stopping)
-            with closing(stream):  # type: ignore[type-var]
-                try:
-                    for outcome in stream:
-                        outcomes.append(outcome)
-                        display.finish(outcome)
-                        if outcome.fatal:
-                            break
-                except KeyboardInterrupt as interrupt:
-                    stopped_by = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+    for key in finished:  # stored, and then the process died
+        shutil.rmtree(checkpoint_folder(run.folder, key), ignore_errors=True)
+    units = group_by_seed(todo, job.run_seeds)
+    outcomes, stopped_by = _run_units(job, units, workers, console, engine)
+    apart = [cell for outcome in outcomes if outcome.status == "failed" for cell in _members(outcome.cell)]
+    if apart and stopped_by is None and not any(outcome.fatal for outcome in outcomes):
+        missing = [cell for cell in apart if finished_cell(run.folder, cell.key) is None]
+        more, stopped_by = _run_units(job, missing, workers, console, engine)
+        outcomes = [outcome for outcome in outcomes if not _members(outcome.cell)] + more
     return SweepReport(
         run=Run(run.folder),
         outcomes=outcomes,
         interrupted=stopped_by is not None,
         signal_number=stopped_by or signal.SIGINT,
     )
+
+
+def _members(cell: Cell) -> Sequence[Cell]:
+    return cell.cells if isinstance(cell, CellGroup) else ()
+
+
+def _run_units(
+    job: Job, units: Sequence[Cell], workers: int, console: Console, engine: Engine
+) -> tuple[list[Outcome], int | None]:
+    """Run cells and groups; return how they ended, and the signal that stopped them if one did."""
+    outcomes: list[Outcome] = []
+    if not units:
+        return outcomes, None
+    with SweepDisplay(console, len(units), live=job.live) as display, _termination_interrupts():
+        stream = engine(job, units, workers=workers, progress=display.update, stopping=display.stopping)
+        with closing(stream):  # type: ignore[type-var]
+            try:
+                for outcome in stream:
+                    outcomes.append(outcome)
+                    display.finish(outcome)
+                    if outcome.fatal:
+                        break
+            except KeyboardInterrupt as interrupt:
+                return outcomes, signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+    return outcomes, None
 
 
 class _Terminated(KeyboardInterrupt):

@@ -29,6 +29,7 @@ __all__ = ["RayEngine", "cluster_facts"]
 _REPORT_EVERY = 0.5  # seconds between two reports of one cell
 _GRACE = 10.0  # seconds past its limit after which a task is killed
 _PATIENCE = 5.0  # seconds to wait for the desk, which is for progress only
+_FETCH = 120.0  # seconds to fetch what a finished task returned: its node may be gone since
 _NODE_LOSSES = 20  # of one cell's nodes, after which something else must be wrong
 _STORE_BYTES = 128 * 2**20  # of shared memory: what a cell returns is small
 
@@ -200,7 +201,7 @@ class _Tasks:
         """Return how a task ended, or None if it is to run again."""
         errors = self._ray.exceptions
         try:
-            outcome, files = self._ray.get(reference)
+            outcome, files = self._ray.get(reference, timeout=_FETCH)
         except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.TaskCancelledError) as error:
             if (stored := finished_cell(self._job.folder, cell.key)) is not None:
                 return Outcome(cell=cell, status=stored.status, message=stored.message)

@@ -7,7 +7,6 @@ import re
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -283,25 +282,6 @@ def _whole(folder: Path) -> bool:
         return bool(found == files)
     except (StoreError, OSError):
         return False
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file that is derived from the tables, whole or not at all; an older one gives way.
-
-    Raises:
-        StoreError: It cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StoreError(f"Cannot write {path}: {reason}. Free some space or choose another folder.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def find_run(text: str, out: Path, *, latest: bool = True) -> Path:

@@ -230,3 +230,9 @@ def test_doctor_fails_where_something_will_not_work(cli: Cli, tmp_path: Path) ->
     failed = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("FAIL")]
     assert failed == ["data", "out"]
     assert result.exit_code == 1
+
+
+def test_run_live_without_a_terminal_is_one_sentence(cli: Callable[..., Result]) -> None:
+    result = cli("run", "toy", "--preset", "smoke", "--workers", "0", "--live")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[0] == "gradlab: --live shows nothing here: there is no terminal to draw in."

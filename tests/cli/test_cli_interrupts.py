@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -239,6 +240,30 @@ def test_a_full_disk_is_one_sentence_and_what_is_finished_stays(tmp_path: Path, 
     assert 1 <= len(cells) < 6
     assert len(Run(folder).table("numbers")) == 30000 * len(cells)  # each is whole
     assert len(list((folder / "cells").iterdir())) == len(cells)
+
+
+def test_a_disk_that_became_read_only_is_one_sentence(tmp_path: Path, environment: dict[str, str]) -> None:
+    (tmp_path / "disk").mkdir()
+    begin = "mount -t tmpfs tmpfs disk"
+    probe = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", f"{begin} && mount -o remount,ro disk"],
+        cwd=tmp_path, capture_output=True, check=False,
+    ) if Path("/usr/bin/unshare").exists() else None  # fmt: skip
+    if probe is None or probe.returncode:
+        pytest.skip("mounting a disk is not permitted here")
+    gradlab = shlex.join([sys.executable, "-m", "gradlab"])
+    script = (
+        f"{begin} && {gradlab} run toy --out disk --workers 0 --preset smoke && rm -r disk/toy/*/cells/*"
+        f" && mount -o remount,ro disk && {gradlab} resume --out disk --workers 0"
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("gradlab: Cannot write")
+    assert "Read-only file system" in sentence
 
 
 # -- a terminal -------------------------------------------------------------------------------------------------------

@@ -48,9 +48,9 @@ def start(toy: Any, tmp_path: Path) -> Callable[..., Run]:
 
 @pytest.fixture
 def go(toy: Any) -> Callable[..., SweepReport]:
-    def run(run: Run, *overrides: str, workers: int = 0, console: Console | None = None) -> SweepReport:
+    def run(run: Run, *overrides: str, workers: int = 0, console: Console | None = None, **how: Any) -> SweepReport:
         settings = parse_settings(toy.STUDY, "default", overrides)
         console = console or Console(file=io.StringIO(), width=80)
-        return sweep(toy.STUDY, settings, run, device="cpu", workers=workers, data_dir=None, console=console)
+        return sweep(toy.STUDY, settings, run, device="cpu", workers=workers, data_dir=None, console=console, **how)
 
     return run

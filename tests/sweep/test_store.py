@@ -16,9 +16,10 @@ from pyarrow import parquet
 
 import gradlab as gl
 from gradlab.errors import GradlabError, StoreError, UsageError
+from gradlab.storage import replace_file
 from gradlab.study import Cell, CellResult
 from gradlab.sweep import store
-from gradlab.sweep.store import Run, create_run, find_run, replace_file, save_cell
+from gradlab.sweep.store import Run, create_run, find_run, save_cell
 from gradlab.trace import Trace
 
 MANIFEST = {"preset": "default", "settings": {"seeds": 2}, "device": "cpu"}

@@ -16,7 +16,20 @@ if TYPE_CHECKING:
     from gradlab.analysis.claims import Claim
     from gradlab.study import Results
 
-TROUBLE = ("raise", "data", "resource", "diverge", "exit", "kill", "kill once", "hang", "hang hard", "library", "table")
+TROUBLE = (
+    "raise",
+    "data",
+    "resource",
+    "diverge",
+    "exit",
+    "kill",
+    "kill once",
+    "hang",
+    "hang hard",
+    "library",
+    "table",
+    "memory",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +47,7 @@ class Settings:
     note: str = setting("", "any text")
     flag: bool = setting(False, "yes or no")
     limit: int | None = setting(None, "a number or none", least=0)
+    train: int = setting(0, "steps of a cell that trains a net; 0 for no such cell", least=0)
 
 
 def plan(settings: Settings) -> list[Cell]:
@@ -45,7 +59,9 @@ def plan(settings: Settings) -> list[Cell]:
         for value in settings.value
     ]
     trouble = [Cell(part="trouble", label=how, settings={"how": how}, cost=2.0) for how in settings.trouble]
-    return [*work, *trouble]
+    net = {"steps": settings.train, "pace": settings.pace, "seed": 0}
+    train = [Cell(part="train", label="train", settings=net, cost=3.0)] if settings.train else []
+    return [*train, *work, *trouble]
 
 
 def run(cell: Cell, context: CellContext) -> CellResult:
@@ -53,6 +69,8 @@ def run(cell: Cell, context: CellContext) -> CellResult:
     if log := os.environ.get("TOY_LOG"):
         with Path(log).open("a", encoding="utf-8") as file:
             file.write(f"{cell.label}\n")
+    if cell.part == "train":
+        return trained(cell.settings, context)
     return work(cell.settings, context) if cell.part == "work" else trouble(cell.settings["how"])
 
 
@@ -75,6 +93,30 @@ def work(settings: Any, context: CellContext) -> CellResult:
     return CellResult(trace=Trace({"steps": steps, "timesteps": timesteps}), tables=tables)
 
 
+def trained(settings: Any, context: CellContext) -> CellResult:
+    """Train a small net with all that a checkpoint has to keep: random numbers, BatchNorm, momentum, probes."""
+    import pandas as pd
+    from torch import nn
+
+    from gradlab.tasks import load_digits
+    from gradlab.training import TrainSettings, train
+
+    steps = settings["steps"]
+
+    def on_step(step: int, loss: float | None) -> None:
+        time.sleep(settings["pace"])
+        context.progress(step + 1, steps, loss)
+
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10)
+    )
+    how = TrainSettings(steps=steps, batch_size=32, seed=settings["seed"])
+    result = train(
+        model, load_digits(augment=True), how, device="cpu", every=3, on_step=on_step, checkpoint=context.checkpoint
+    )
+    return CellResult(trace=result.trace, tables={"losses": pd.DataFrame({"loss": result.losses})})
+
+
 def trouble(how: str) -> CellResult:
     """End as asked."""
     import pandas as pd
@@ -91,6 +133,15 @@ def trouble(how: str) -> CellResult:
         if how == "kill once":
             Path(os.environ["TOY_ONCE"]).touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "memory":  # more than the process may have, as in a container
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, resource.RLIM_INFINITY))
+        try:
+            torch.zeros(2**29).sum()
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     if how == "hang":
         time.sleep(120)
     if how == "hang hard":  # where no signal is handled
