@@ -27,7 +27,7 @@ class Workload:
         torch.manual_seed(0)
         model, x = self.model().to(device), self.data().to(device)
         if x.dim() == 4:
-            model = model.to(memory_format=torch.channels_last)
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub knows it not
         return model, x, torch.randint(0, 10, (len(x),), device=device)
 
 
@@ -40,7 +40,8 @@ class LastStep(nn.Module):
         self.head = nn.Linear(128, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.lstm(x)[0][:, -1])
+        y: torch.Tensor = self.head(self.lstm(x)[0][:, -1])
+        return y
 
 
 class Encoder(nn.Module):
@@ -53,7 +54,8 @@ class Encoder(nn.Module):
         self.head = nn.Linear(128, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.encoder(x).mean(1))
+        y: torch.Tensor = self.head(self.encoder(x).mean(1))
+        return y
 
 
 def mlp(depth: int, width: int) -> nn.Module:
