@@ -18,6 +18,7 @@ from gradlab.live import LiveView
 from gradlab.probes.admission import check_model, check_owner, check_scaler
 from gradlab.probes.batchnorm import BatchNormProbe
 from gradlab.probes.buffer import Rows, StepBuffer
+from gradlab.probes.hooks import HookSwitch, LayerHook
 from gradlab.probes.latest import Latest, as_view
 from gradlab.probes.layers import LayerProbe
 from gradlab.probes.log import TableLog
@@ -33,7 +34,8 @@ from gradlab.trace import Trace
 
 __all__ = ["LayerSelection", "Probe", "watch"]
 
-_STEP = ("loss", "seconds", "skipped", "loss_scale", "learning_rate", "grad_norm", "clip")
+_STEP = ("loss", "seconds", "skipped", "loss_scale", "learning_rate", "clip_coefficient")
+_ONE_ROW = ((),)  # a step has no key but its number
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -133,9 +135,9 @@ class Probe:
         check_owner(params, optimizers)
         self._model, self._schedule = model, schedule
         self._buffer = StepBuffer()
-        self._layers = LayerProbe(layers, self._buffer, without_grad=without_grad)
+        self._units = UnitProbe(layers)
+        self._layers = LayerProbe(layers, self._buffer, without_grad=without_grad, units=self._units)
         self._batchnorm = BatchNormProbe(layers, self._buffer, without_grad=without_grad)
-        self._units = UnitProbe(model, layers, without_grad=without_grad)
         self._recurrent = RecurrentProbe(model, layers, self._buffer, timesteps=timesteps, without_grad=without_grad)
         self._params = ParameterProbe(model, self._buffer)
         self._updates = UpdateProbe(
@@ -157,6 +159,7 @@ class Probe:
             **describe_parameters(params, optimizers),
         }
         self._handles: list[Any] = []
+        self._switch = HookSwitch([])
         self._trace: Trace | None = None
         self._step = 0
         self._clock = time.perf_counter()
@@ -169,8 +172,12 @@ class Probe:
         _watched.add(self._model)
         try:
             # BatchNorm's pre-hooks must see the state before the call, and its hook the output before any other's.
-            for probe in (self._layers, self._units, self._batchnorm):
+            for probe in (self._layers, self._batchnorm):
                 self._handles += probe.attach()
+            if self._units:
+                begin_pass = LayerHook(lambda *_: self._layers.begin_pass())
+                self._handles.append(self._model.register_forward_pre_hook(begin_pass))
+            self._switch = HookSwitch(self._handles)
             self._updates.attach()
             self._begin_step()
         except BaseException:
@@ -195,6 +202,7 @@ class Probe:
             for handle in self._handles:
                 handle.remove()
             self._handles = []
+            self._switch.forget()
             self._updates.detach()
             _watched.discard(self._model)
             if self._live is not None:
@@ -287,9 +295,11 @@ class Probe:
         if not self._recording:
             return
         if loss is not None:
-            self._updates.tell_loss(self._scalar(loss, "loss"))
+            self._updates.tell_loss(self._buffer.scalar(loss, "loss"))
         if clip is not None:
-            self._updates.tell_clip(self._scalar(clip[0], "total norm"), self._scalar(clip[1], "max_norm"))
+            self._updates.tell_clip(
+                self._buffer.scalar(clip[0], "total norm"), self._buffer.scalar(clip[1], "max_norm")
+            )
 
     @property
     def trace(self) -> Trace:
@@ -345,19 +355,9 @@ class Probe:
 
     def _set_recording(self, recording: bool) -> None:
         self._recording = self._updates.recording = recording
-        for probe in (self._layers, self._batchnorm, self._units):
-            probe.gate.recording = recording
+        self._layers.gate.recording = self._batchnorm.gate.recording = recording
+        self._switch.on() if recording else self._switch.off()
         self._recurrent.set_recording(recording)
-
-    def _scalar(self, value: torch.Tensor | float, what: str = "value") -> int | float:
-        """Return a plain number as it is (a float) and a tensor as the slot it was put in (an int)."""
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            return self._buffer.values([value])
-        try:
-            return float(value)
-        except (TypeError, ValueError, RuntimeError):
-            got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{value!r:.60}"
-            raise UsageError(f"log: the {what} must be a number or have one entry; got {got}.") from None
 
     def _close_step(self) -> None:
         now = time.perf_counter()
@@ -373,7 +373,6 @@ class Probe:
 
     def _deliver_later(self, step: int, seconds: float) -> None:
         updates = self._updates.close_step(step)
-        self._units.close_step()
         layers, batchnorm = self._layers.close_step(step), self._batchnorm.close_step(step)
         recurrent = self._recurrent.close_step(step)
 
@@ -383,8 +382,8 @@ class Probe:
             batchnorm(rows)
             recurrent(rows, told.loss_scales)
             last_scale = told.loss_scales[-2:][0]  # that of the last update; the one after it was not used yet
-            row = (told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.grad_norm, told.clip)
-            self._steps.append(step, [()], {n: np.array([v]) for n, v in zip(_STEP, row, strict=True)})
+            row = (told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.clip)
+            self._steps.append(step, _ONE_ROW, np.array([row]))
 
         self._buffer.flush(deliver)
         if self._live is not None:
@@ -393,5 +392,6 @@ class Probe:
     def _steps_frame(self) -> pd.DataFrame:
         frame = self._steps.frame()
         if len(frame):
-            frame = frame.rename(columns={"clip": "clip_coefficient"}).astype({"skipped": bool})
+            frame = frame.astype({"skipped": bool})
+            frame.insert(6, "grad_norm", [self._params.total(step) for step in frame["step"]])
         return frame
