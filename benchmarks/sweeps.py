@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,6 @@ def _facts(run_: Any) -> list[dict[str, Any]]:
 def many(out: Path) -> None:
     """Print how long the handling of 10,000 stored cells takes; all but one are copies of the one that was run."""
     import gradlab as gl
-    from gradlab.cli import main
     from gradlab.sweep.driver import start_run, sweep
     from gradlab.sweep.store import Run
 
@@ -137,8 +135,8 @@ def many(out: Path) -> None:
         folder = shutil.copytree(stored, run_.folder / "cells" / cell.key)
         text = json.dumps(about | {"label": cell.label, "settings": cell.settings}, indent=1)
         (folder / "cell.json").write_text(text + "\n")
-    with redirect_stdout(io.StringIO()):
-        timed("gradlab ls", lambda: main(["ls", "--out", str(out)], standalone_mode=False))
+    command = [sys.executable, "-m", "gradlab", "ls", "--out", str(out)]
+    timed("gradlab ls", lambda: subprocess.run(command, capture_output=True, check=True))
     quiet = Console(file=io.StringIO())
     timed("resume, nothing left", lambda: sweep(
         STUDY, settings, Run(run_.folder), device="cpu", workers=0, data_dir=None, console=quiet
