@@ -17,7 +17,21 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradlab import analysis, live, measure, nets, plots, probes, runtime, study, sweep, tasks, trace, training
+    from gradlab import (
+        analysis,
+        live,
+        measure,
+        nets,
+        plots,
+        probes,
+        report,
+        runtime,
+        study,
+        sweep,
+        tasks,
+        trace,
+        training,
+    )
     from gradlab.analysis.diagnosis import diagnose
     from gradlab.analysis.finding import Diagnosis, Finding
     from gradlab.checkpoint import Checkpoint
@@ -52,6 +66,7 @@ __all__ = [
     "nets",
     "plots",
     "probes",
+    "report",
     "runtime",
     "study",
     "sweep",

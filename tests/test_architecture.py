@@ -27,14 +27,16 @@ LEVELS = {
     "study": 10, "trial": 10,
     "sweep": 11, "catalog": 11, "claims_report": 11, "diagnosis_report": 11, "user_setup": 11,
     "experiments": 12, "benchmarks": 12, "doctor": 12, "run_comparison": 12, "cli_screen": 12,
-    "cli_bench": 13, "cli_diagnose": 13, "cli_run": 13, "cli_runs": 13,
-    "cli": 14,
-    "integrations": 15,  # may import anything; of its own level, so that nothing below imports it
-    "__main__": 15,
-    "__init__": 16,
+    "report": 13, "cli_bench": 13, "cli_diagnose": 13, "cli_run": 13, "cli_runs": 13,
+    "cli_report": 14,
+    "cli": 15,
+    "integrations": 16,  # may import anything; of its own level, so that nothing below imports it
+    "__main__": 16,
+    "__init__": 17,
 }  # fmt: skip
 TORCH_FREE = (
     "errors", "storage", "trace", "live", "trace_html", "analysis", "plots", "study", "catalog", "claims_report",
+    "report",
 )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ class NoTorch(importlib.abc.MetaPathFinder):  # as if it were not installed
 
 sys.meta_path.insert(0, NoTorch())
 import gradlab as gl
-for room in ("gradlab.analysis", "gradlab.plots"):
+for room in ("gradlab.analysis", "gradlab.plots", "gradlab.report"):
     package = importlib.import_module(room)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{room}.{module.name}")
@@ -128,6 +130,7 @@ assert len(trace.layers) == 2, trace
 import matplotlib
 matplotlib.use("agg")
 gl.plots.gradient_flow(trace)
+gl.report.write_diagnosis(trace, sys.argv[1] + ".html")
 print("drawn")
 """
 

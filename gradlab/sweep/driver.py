@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradlab.errors import GradlabError, StoreError, UsageError
 from gradlab.storage import replace_file
-from gradlab.study import Cell, Study
+from gradlab.study import Cell, Drawing, Study
 from gradlab.sweep.cell_run import Job, Outcome, checkpoint_folder
 from gradlab.sweep.engine import run_cells
 from gradlab.sweep.groups import CellGroup, group_by_seed
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Engine = Callable[..., Iterator[Outcome]]
 
-__all__ = ["Engine", "SweepReport", "draw_figures", "judge", "start_run", "sweep"]
+__all__ = ["Engine", "SweepReport", "decide", "draw_figures", "drawn", "judge", "start_run", "sweep"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +215,23 @@ def _termination_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
+def decide(study: Study, run: Run) -> list[Claim]:
+    """Decide a study's claims from a run's tables, and write nothing.
+
+    Raises:
+        StoreError: The run has no finished cell, or lacks cells that the claims need.
+    """
+    _check_not_empty(run)
+    try:
+        return list(study.claims(run))
+    except StoreError:  # a damaged table; going on with the run would not mend it
+        raise
+    except Exception as error:
+        if gaps := _gaps(run, error):
+            raise StoreError(f"The claims cannot be decided: {gaps}") from error
+        raise
+
+
 def judge(study: Study, run: Run) -> list[Claim]:
     """Decide a study's claims from a run's tables and write claims.json.
 
@@ -223,17 +240,44 @@ def judge(study: Study, run: Run) -> list[Claim]:
     """
     from gradlab.analysis.claims import claims_to_json
 
-    _check_not_empty(run)
-    try:
-        claims = list(study.claims(run))
-    except StoreError:  # a damaged table; going on with the run would not mend it
-        raise
-    except Exception as error:
-        if gaps := _gaps(run, error):
-            raise StoreError(f"The claims cannot be decided: {gaps}") from error
-        raise
+    claims = decide(study, run)
     replace_file(run.folder / "claims.json", claims_to_json(claims).encode())
     return claims
+
+
+@contextmanager
+def drawn(study: Study, run: Run, name: str) -> Iterator[Drawing | str]:
+    """Draw one of a study's figures in the house's style, open while the block runs.
+
+    Yields:
+        The drawing, or a sentence that says why it cannot be drawn from what the run holds.
+
+    Raises:
+        StoreError: The run has no finished cell, or a table is damaged.
+    """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    from gradlab.plots.style import paper_style
+
+    _check_not_empty(run)
+    with paper_style():
+        try:
+            drawing: Drawing | str = study.figures[name](run)
+        except StoreError:
+            plt.close("all")
+            raise
+        except Exception as error:
+            plt.close("all")
+            drawing = str(error) if isinstance(error, GradlabError) else _gaps(run, error)
+            if not drawing:
+                raise
+        try:
+            yield drawing
+        finally:
+            plt.close("all")
 
 
 def draw_figures(study: Study, run: Run, *, names: Sequence[str] = ()) -> tuple[list[Path], list[str]]:
@@ -250,50 +294,33 @@ def draw_figures(study: Study, run: Run, *, names: Sequence[str] = ()) -> tuple[
     Raises:
         StoreError: The run has no finished cell, or a file cannot be written.
     """
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    import matplotlib.pyplot as plt
-
     # It wonders, on the terminal, about the dates inside the fonts that matplotlib brings.
     logging.getLogger("fontTools").setLevel(logging.ERROR)
-
-    from gradlab.plots.style import paper_style
-
     _check_not_empty(run)
-    drawn, missing, captions = [], [], []
+    paths, missing, captions = [], [], []
     folder = run.folder / "figures"
-    for name, draw in study.figures.items():
+    for name in study.figures:
         if names and name not in names:
             continue
-        try:
-            with paper_style():
-                drawing = draw(run)
-                for suffix in ("png", "pdf"):
-                    buffer = io.BytesIO()
-                    # No date in the file: redrawing the same tables gives the same bytes.
-                    metadata = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
-                    drawing.figure.savefig(buffer, format=suffix, metadata=metadata)
-                    drawing.figure.set_layout_engine("none")  # laid out once; a second time would take as long
-                    replace_file(folder / f"{name}.{suffix}", buffer.getvalue())
-        except StoreError:
-            raise
-        except Exception as error:
-            sentence = str(error) if isinstance(error, GradlabError) else _gaps(run, error)
-            if not sentence:
-                raise
-            missing.append(f"{name}: {sentence}")
-            continue
-        finally:
-            plt.close("all")
-        replace_file(folder / f"{name}.csv", drawing.data.to_csv(index=False).encode())
-        captions.append(f"## {name}\n\n![{name}]({name}.png)\n\n{drawing.caption}\n")
-        drawn.append(folder / f"{name}.png")
+        with drawn(study, run, name) as drawing:
+            if isinstance(drawing, str):
+                missing.append(f"{name}: {drawing}")
+                continue
+            for suffix in ("png", "pdf"):
+                buffer = io.BytesIO()
+                # No date in the file: redrawing the same tables gives the same bytes.
+                metadata = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
+                drawing.figure.savefig(buffer, format=suffix, metadata=metadata)
+                drawing.figure.set_layout_engine("none")  # laid out once; a second time would take as long
+                replace_file(folder / f"{name}.{suffix}", buffer.getvalue())
+            replace_file(folder / f"{name}.csv", drawing.data.to_csv(index=False).encode())
+            captions.append(f"## {name}\n\n![{name}]({name}.png)\n\n{drawing.caption}\n")
+            paths.append(folder / f"{name}.png")
     if captions and not names:
         command = f"gradlab figures {run.study}/{run.folder.name}"
         title = f"# {study.title}\n\nDrawn by `{command}` from the tables of this run.\n\n"
         replace_file(folder / "README.md", (title + "\n".join(captions)).encode())
-    return drawn, missing
+    return paths, missing
 
 
 def _check_not_empty(run: Run) -> None:
