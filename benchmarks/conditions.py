@@ -23,7 +23,7 @@ Watch = Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[Any]
 
 
 class Condition(NamedTuple):
-    """One way to watch, and the package it needs."""
+    """One way to watch, and the packages it needs, with commas between them."""
 
     watch: Watch
     package: str = ""
@@ -168,7 +168,7 @@ PEERS: dict[str, Condition] = {
     "wandb.watch": Condition(wandb_watch, "wandb"),
     "TensorBoard histograms": Condition(tensorboard, "tensorboard"),
     "torch-module-monitor": Condition(monitor, "torch_module_monitor"),
-    "torchlens": Condition(torchlens, "torchlens"),
+    "torchlens": Condition(torchlens, "torchlens,graphviz"),
     "traintools gradients": Condition(traintools, "traintools"),
     "torchdiag gradients": Condition(torchdiag, "torchdiag"),
 }
@@ -176,4 +176,4 @@ PEERS: dict[str, Condition] = {
 
 def missing() -> list[str]:
     """Return the names of peers that are not installed here."""
-    return [name for name, condition in PEERS.items() if find_spec(condition.package) is None]
+    return [name for name, (_, needs, *_) in PEERS.items() if any(find_spec(part) is None for part in needs.split(","))]
