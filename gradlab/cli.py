@@ -12,6 +12,7 @@ import click
 from gradlab.cli_bench import bench_group
 from gradlab.cli_diagnose import diagnose_command
 from gradlab.cli_errors import fail, plain_errors
+from gradlab.cli_reproduce import reproduce_command
 from gradlab.cli_run import resume_command, run_command
 from gradlab.cli_runs import (
     claims_command,
@@ -88,6 +89,7 @@ def _print_study(study: Study) -> None:
 for command in (
     run_command,
     resume_command,
+    reproduce_command,
     ls_command,
     show_command,
     claims_command,

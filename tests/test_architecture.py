@@ -27,11 +27,13 @@ LEVELS = {
     "study": 10, "trial": 10,
     "sweep": 11, "catalog": 11, "claims_report": 11, "diagnosis_report": 11, "user_setup": 11,
     "experiments": 12, "benchmarks": 12, "doctor": 12, "run_comparison": 12, "cli_screen": 12,
+    "reproduction": 12, "gallery": 12,
     "cli_bench": 13, "cli_diagnose": 13, "cli_run": 13, "cli_runs": 13,
-    "cli": 14,
-    "integrations": 15,  # may import anything; of its own level, so that nothing below imports it
-    "__main__": 15,
-    "__init__": 16,
+    "cli_reproduce": 14,
+    "cli": 15,
+    "integrations": 16,  # may import anything; of its own level, so that nothing below imports it
+    "__main__": 16,
+    "__init__": 17,
 }  # fmt: skip
 TORCH_FREE = ("errors", "storage", "trace", "trace_html", "analysis", "plots", "study", "catalog", "claims_report")
 
