@@ -163,5 +163,8 @@ def _publish(runs: list[tuple[Study, Run]], gallery: Path, console: Console) -> 
         if run.unfinished():
             say(console, f"Not published: {study.name}, whose run is not finished.")
         else:
-            say(console, f"Published {publish(study, run, gallery)}")
+            folder, missing = publish(study, run, gallery)
+            say(console, f"Published {folder}")
+            for sentence in missing:
+                say(console, f"Not published: {study.name}, {sentence}")
     replace_file(gallery / "README.md", gallery_readme(gallery).encode())

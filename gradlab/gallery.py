@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import pandas as pd
 
-from gradlab.errors import StoreError
+from gradlab.errors import GradlabError, StoreError
 from gradlab.storage import read_json, read_table, replace_file
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def gallery_folders(gallery: Path) -> list[Path]:
     return found
 
 
-def publish(study: Study, run: Run, gallery: Path) -> Path:
+def publish(study: Study, run: Run, gallery: Path) -> tuple[Path, list[str]]:
     """Put a run's figures into a gallery, with the tables they are drawn from.
 
     Args:
@@ -111,16 +111,22 @@ def publish(study: Study, run: Run, gallery: Path) -> Path:
         gallery: Folder of the gallery.
 
     Returns:
-        The folder.
+        The folder, and a sentence for each figure that could not be drawn.
 
     Raises:
-        StoreError: A figure cannot be drawn, or a file not be written.
+        StoreError: A file cannot be read or written.
     """
     recording = _Recording(run)
     folder = gallery_folder(gallery, study.name, run.preset)
-    captions = []
+    captions, missing = [], []
     for name in study.figures:
-        data, caption = _drawn(study, name, recording)
+        try:
+            data, caption = _drawn(study, name, recording)
+        except StoreError:
+            raise
+        except GradlabError as error:
+            missing.append(f"{name}: {error}")
+            continue
         for suffix in ("png", "pdf"):
             source = run.folder / "figures" / f"{name}.{suffix}"
             if not source.exists():
@@ -143,7 +149,7 @@ def publish(study: Study, run: Run, gallery: Path) -> Path:
         "figures": captions,
     }
     replace_file(folder / "about.json", (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
-    return folder
+    return folder, missing
 
 
 def check_folder(study: Study, folder: Path) -> tuple[list[str], list[str]]:
