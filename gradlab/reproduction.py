@@ -23,7 +23,15 @@ from gradlab.sweep.store import Run, all_runs
 if TYPE_CHECKING:
     from gradlab.study import Study
 
-__all__ = ["Judged", "claims_table", "claims_to_markdown", "counts_table", "judged", "run_of_preset"]
+__all__ = [
+    "Judged",
+    "claims_from_table",
+    "claims_table",
+    "claims_to_markdown",
+    "counts_table",
+    "judged",
+    "run_of_preset",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,3 +192,9 @@ def _where(parts: Sequence[Judged]) -> str:
         f" with torch {', '.join(sorted(versions))} on {', '.join(sorted(devices))}, {', '.join(sorted(days))}; "
         f"{minutes:.0f} minutes of processor time"
     )
+
+
+def claims_from_table(table: pd.DataFrame) -> tuple[Claim, ...]:
+    """Return the claims of a table as `claims_table` makes it."""
+    names = [field.name for field in dataclasses.fields(Claim)]
+    return tuple(Claim(**{name: row[name] for name in names}) for row in table.to_dict("records"))
