@@ -56,14 +56,25 @@ def _section(name: str, claims: pd.DataFrame) -> str:
         return NONE
     rows = ["| id | claim | expected | measured | source | verdict |", "|---|---|---|---|---|---|"]
     for claim in found:
-        words = (claim.id, claim.statement, claim.expected or "-", measured_text(claim), claim.source, str(claim.verdict))
+        words = (
+            claim.id,
+            claim.statement,
+            claim.expected or "-",
+            measured_text(claim),
+            claim.source,
+            str(claim.verdict),
+        )
         rows.append("| " + " | ".join(" ".join(word.split()).replace("|", "\\|") for word in words) + " |")
     return "\n".join(rows)
 
 
 def pages() -> dict[Path, str]:
     """Return every page that is written here, by its path."""
-    claims = pd.read_csv(ROOT / "figures" / "claims.csv", keep_default_na=False, na_values={"measured": "", "low": "", "high": "", "p_value": ""})
+    claims = pd.read_csv(
+        ROOT / "figures" / "claims.csv",
+        keep_default_na=False,
+        na_values={"measured": "", "low": "", "high": "", "p_value": ""},
+    )
     found = {ROOT / "docs" / "reference" / "cli.md": cli_page()}
     for path in [ROOT / "README.md", *sorted((ROOT / "docs" / "science").glob("*.md"))]:
         text = path.read_text(encoding="utf-8")

@@ -15,7 +15,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Add figures and their captions, and the table of all claims."""
     for path in sorted((ROOT / "figures").rglob("*")):
         if path.suffix in {".png", ".pdf", ".csv", ".md"}:
-            files.append(File(path.relative_to(ROOT).as_posix(), str(ROOT), config["site_dir"], config["use_directory_urls"]))
+            files.append(
+                File(path.relative_to(ROOT).as_posix(), str(ROOT), config["site_dir"], config["use_directory_urls"])
+            )
     return files
 
 

@@ -261,7 +261,7 @@ def gallery_readme(gallery: Path) -> str:
 
 def _section(about: Mapping[str, Any], place: str) -> str:
     preset = "" if about["preset"] == "default" else f" --preset {about['preset']}"
-    command = f"gradlab run {about['study']}{preset}"
+    command = about.get("command", f"gradlab run {about['study']}{preset}")
     lines = [f"## {place}", f"{about['title']}. Made by `{command}` ({about['made']})."]
     figures: Sequence[Mapping[str, str]] = about["figures"]
     for figure in figures:
