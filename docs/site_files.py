@@ -22,7 +22,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links from docs/ to the gallery lead to its place in the site, and drop those to other files of the repository."""
+    """Let links from docs/ to the gallery lead to its place in the site; drop those to other files outside."""
     depth = page.file.src_uri.count("/")
     if page.file.src_uri.startswith("figures/"):
         return markdown

@@ -73,7 +73,8 @@ def reproduce_command(preset: str, only: tuple[str, ...], publish: Path | None, 
             retry = shlex.join(["gradlab", "resume", str(parts[-1][1].folder)])
             troubles.append(f"{name} failed in part; retry with: {retry}")
             code = max(code, ended)
-    unmet = _show(parts, troubles, preset, how, publish, console)
+    made = ["gradlab", "reproduce", "--preset", preset, *(word for name in only for word in ("--only", name))]
+    unmet = _show(parts, troubles, preset, shlex.join(made), how, publish, console)
     if code:
         click.echo("\n".join(f"gradlab: {sentence}" for sentence in troubles), err=True)
         if code < 128:
@@ -116,7 +117,13 @@ def _one(study: Study, preset: str, how: How, console: Console, parts: list[tupl
 
 
 def _show(
-    runs: list[tuple[Study, Run]], troubles: list[str], preset: str, how: How, publish: Path | None, console: Console
+    runs: list[tuple[Study, Run]],
+    troubles: list[str],
+    preset: str,
+    command: str,
+    how: How,
+    publish: Path | None,
+    console: Console,
 ) -> int:
     """Print and write what was decided; return how many claims were not reproduced."""
     from gradlab.claims_report import claims_report
@@ -134,7 +141,6 @@ def _show(
         console.print(claims_report(claims, [part.study for part in parts for _ in part.claims]))
     for sentence in (f"{part.study}: {left}" for part in parts if (left := _left(part))):
         say(console, sentence)
-    command = f"gradlab reproduce --preset {preset}"
     files = {
         "claims.md": claims_to_markdown(parts, troubles, command=command),
         "claims.csv": claims_table(parts).to_csv(index=False),

@@ -23,14 +23,14 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "MLFLOW_DISABLE_TELEM
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """Return (page, text) of every fenced block of a language."""
+    """Return (page, text) of every fenced block of a language; the tutorial's Python is one text, as a reader types it."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        found += [
-            (str(page.relative_to(ROOT)), match)
-            for match in re.findall(rf"```{language}(?: [^\n]*)?\n(.*?)```", text, flags=re.DOTALL)
-        ]
+        texts = re.findall(rf"```{language}(?: [^\n]*)?\n(.*?)```", text, flags=re.DOTALL)
+        if page.name == "tutorial.md" and language == "python":
+            texts = ["\n".join(texts)]
+        found += [(str(page.relative_to(ROOT)), match) for match in texts]
     return found
 
 
