@@ -23,7 +23,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "MLFLOW_DISABLE_TELEM
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """Return (page, text) of every fenced block of a language; the tutorial's Python is one text, as a reader types it."""
+    """Return (page, text) of every fenced block of a language; the tutorial's Python is one text."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
