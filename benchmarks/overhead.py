@@ -1,138 +1,172 @@
 """What watching costs: the ratio of a watched training step to a bare one.
 
-    .venv/bin/python benchmarks/overhead.py [--workloads W1,W5] [--rounds 7]
+    .venv/bin/python benchmarks/overhead.py [--workloads W1,W5] [--rounds 7] [--peers] [--figure cost.png]
 
-Each round times every condition in turn in one process on one thread, so that a noisy machine disturbs all of them
-alike; the median over rounds of the ratio of CPU times is printed, with its range. Never quote single times.
+Every condition is timed in turn in one process on one thread, each between two bare timings, so that a noisy machine
+disturbs all alike; printed is the median over rounds of the ratio of CPU times (wall times on CUDA), with its range.
+Never quote single times. `gradlab bench overhead` runs gradlab's own part.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-import gradlab as gl
-from gradlab.nets import CifarNet
+from gradlab.benchmarks.conditions import OWN, PEERS, Condition, missing
+from gradlab.benchmarks.workloads import WORKLOADS
+
+__all__ = ["Ratios", "main", "measure"]
+
+#: Workload -> condition -> ratios to the bare step, one a round; under "bare" its seconds.
+Ratios = dict[str, dict[str, list[float]]]
+#: glibc gives freed memory back and takes it again: page faults are up to a third of a bare step.
+_QUIET = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
 
 
-class LastStep(nn.Module):
-    """An LSTM and a linear layer on its last output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(16, 128, batch_first=True)
-        self.head = nn.Linear(128, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.lstm(x)[0][:, -1])
-
-
-def mlp(depth: int, width: int) -> nn.Module:
-    """Return a plain ReLU net."""
-    hidden = [layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(width, 10))
-
-
-def images(batch: int) -> torch.Tensor:
-    """Return CIFAR-sized noise."""
-    return torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
-
-
-#: name -> (what it is, model, input, steps a round)
-WORKLOADS: dict[str, tuple[str, Callable[[], nn.Module], Callable[[], torch.Tensor], int]] = {
-    "W1": ("MLP 64 x 256, batch 128", lambda: mlp(64, 256), lambda: torch.randn(128, 256), 10),
-    "W2": ("ResNet-56, batch 32", lambda: CifarNet(56), lambda: images(32), 2),
-    "W3": ("plain-20 with BatchNorm, batch 64", lambda: CifarNet(20, skip=False), lambda: images(64), 2),
-    "W4": ("LSTM 128, T=256, batch 32", LastStep, lambda: torch.randn(32, 256, 16), 2),
-    "W5": ("MLP 16 x 64, batch 32", lambda: mlp(16, 64), lambda: torch.randn(32, 64), 150),
-}
-
-Watch = Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[object]]
-
-
-@contextmanager
-def naive(model: nn.Module, _: torch.optim.Optimizer) -> Iterator[None]:
-    """Hooks as most people write them: a few statistics, each read back at once."""
-    numbers: list[float] = []
-
-    def forward(_m: nn.Module, _a: object, y: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        y = y if isinstance(y, torch.Tensor) else y[0]
-        x = y.detach()
-        numbers.extend([x.mean().item(), x.std().item(), x.abs().max().item(), (x == 0).float().mean().item()])
-        if y.requires_grad:
-            y.register_hook(lambda g: numbers.append(g.norm().item()))
-
-    leaves = [m for m in model.modules() if next(m.children(), None) is None]
-    handles = [m.register_forward_hook(forward) for m in leaves]
-    handles += [
-        p.register_post_accumulate_grad_hook(lambda p: numbers.extend([p.grad.norm().item(), p.detach().norm().item()]))
-        for p in model.parameters()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-CONDITIONS: dict[str, Watch] = {
-    "bare": lambda _m, _o: nullcontext(),
-    "gradlab": lambda m, o: gl.watch(m, o),
-    "gradlab every=10": lambda m, o: gl.watch(m, o, every=10),
-    "naive .item()": naive,
-}
-
-
-def step_time(name: str, steps: int, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Return CPU seconds a training step under a condition."""
+def step_time(condition: Condition, steps: int, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    """Return seconds a training step under a condition, after one step (or period) to warm up."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    with CONDITIONS[name](model, optimizer):
-        start = time.process_time()
-        for _ in range(steps):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        return (time.process_time() - start) / steps
+    steps = -(-steps // condition.period) * condition.period  # a whole period, or one step in ten is not one in ten
+    with condition.watch(model, optimizer) as record:
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                if record is not None:
+                    record(x)
+                optimizer.step()
+
+        run(condition.period)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        clock = time.perf_counter if x.is_cuda else time.process_time
+        start = clock()
+        run(steps)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        return (clock() - start) / steps
 
 
-def main() -> None:
+def measure(workloads: Sequence[str], conditions: Mapping[str, Condition], rounds: int, device: str = "cpu") -> Ratios:
+    """Time every condition on every workload, and print a row of the table for each as it is done."""
+    names = [name for name in conditions if name != "bare"]
+    print("| workload | bare step | " + " | ".join(names) + " |\n|---|---|" + "---|" * len(names))
+    found: Ratios = {}
+    for key in workloads:
+        workload = WORKLOADS[key]
+        model, x, y = workload.build(device)
+        recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+        ratios: dict[str, list[float]] = {"bare": []}
+        for number in range(rounds + 1):
+            before = step_time(conditions["bare"], workload.steps, model, x, y)
+            for name in names:
+                if conditions[name].recurrent and not recurrent:
+                    continue
+                watched = step_time(conditions[name], workload.steps, model, x, y)
+                after = step_time(conditions["bare"], workload.steps, model, x, y)
+                if number:  # the first round warms up
+                    ratios.setdefault(name, []).append(2 * watched / (before + after))
+                    ratios["bare"].append(after)
+                before = after
+        found[key] = ratios
+        cells = [cell(ratios[name]) if name in ratios else "-" for name in names]
+        bare = 1e3 * statistics.median(ratios["bare"])
+        print(f"| {key} {workload.text} | {bare:.1f} ms | {' | '.join(cells)} |", flush=True)
+    return found
+
+
+def cell(ratios: Sequence[float]) -> str:
+    """Return median and range as text."""
+    return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+
+
+def draw(found: Ratios, path: Path) -> None:
+    """Draw the table: a row a condition, a colour a workload, medians with their ranges on a log axis."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for ratios in found.values() for name in ratios if name != "bare"))
+    figure = Figure(figsize=(7, 1 + 0.45 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for number, (key, ratios) in enumerate(found.items()):
+        known = [name for name in names if name in ratios]
+        medians = [statistics.median(ratios[name]) for name in known]
+        low = [m - min(ratios[name]) for m, name in zip(medians, known, strict=True)]
+        high = [max(ratios[name]) - m for m, name in zip(medians, known, strict=True)]
+        places = [names.index(name) + (number - (len(found) - 1) / 2) * 0.12 for name in known]
+        colour = mpl.colormaps["viridis"](number / max(len(found) - 1, 1))
+        axes.errorbar(medians, places, xerr=[low, high], fmt="o", ms=4, lw=1, color=colour, label=WORKLOADS[key].text)
+    axes.axvline(1, color="0.6", lw=1)
+    axes.set(xscale="log", xlabel="time of a step / time of the bare step", yticks=range(len(names)), yticklabels=names)
+    axes.invert_yaxis()
+    axes.legend(fontsize="x-small", loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def peak_memory(name: str, workload: str) -> float:
+    """Return the peak of memory in MB of a process that trains under a condition; on Linux and macOS only."""
+    code = (
+        "import resource, sys, torch\n"
+        "from gradlab.benchmarks.overhead import *\nfrom gradlab.benchmarks import overhead\n"
+        "torch.set_num_threads(1)\n"
+        f"model, x, y = overhead.WORKLOADS[{workload!r}].build()\n"
+        f"overhead.step_time(overhead.OWN[{name!r}], 10, model, x, y)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == 'darwin' else 1e3))\n"
+    )
+    env = os.environ | {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    return float(subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True).stdout)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
+    parser.add_argument("--peers", action="store_true", help="time other tools too, as far as they are installed")
+    parser.add_argument("--memory", action="store_true", help="print peak memory over bare instead")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--figure", type=Path, help="draw the table into this file")
+    parser.add_argument("--json", type=Path, help="write all ratios into this file")
+    options = parser.parse_args(arguments)
+    workloads = options.workloads.split(",")
+    unknown = [key for key in workloads if key not in WORKLOADS]
+    if unknown or options.rounds < 1:
+        parser.error(
+            f"no workload {unknown[0]!r}: {', '.join(WORKLOADS)}" if unknown else "--rounds must be at least 1"
+        )
+    if sys.platform == "linux" and not _QUIET.keys() <= os.environ.keys():
+        command = [sys.executable, "-m", "gradlab.benchmarks.overhead", *(arguments or sys.argv[1:])]
+        raise SystemExit(subprocess.run(command, env=os.environ | _QUIET, check=False).returncode)
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one thread, {options.rounds} rounds; median ratio of CPU time [range]\n")
-    print("| workload | bare step | " + " | ".join(name for name in CONDITIONS if name != "bare") + " |")
-    print("|---|---|" + "---|" * (len(CONDITIONS) - 1))
-    for key in options.workloads.split(","):
-        text, build, data, steps = WORKLOADS[key]
-        torch.manual_seed(0)
-        model, x = build(), data()
-        if x.dim() == 4:
-            model = model.to(memory_format=torch.channels_last)
-        y = torch.randint(0, 10, (len(x),))
-        steps = max(steps, 1)
-        times: dict[str, list[float]] = {name: [] for name in CONDITIONS}
-        for round_number in range(options.rounds + 1):
-            for name in CONDITIONS:
-                # every=10 needs whole periods, or its one recorded step in ten is not one in ten
-                count = -(-steps // 10) * 10 if "every=10" in name else steps
-                seconds = step_time(name, count, model, x, y)
-                if round_number:  # the first round warms up
-                    times[name].append(seconds)
-        cells = []
-        for name in CONDITIONS:
-            if name != "bare":
-                ratios = sorted(t / b for t, b in zip(times[name], times["bare"], strict=True))
-                cells.append(f"{statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]")
-        print(f"| {key} {text} | {1e3 * statistics.median(times['bare']):.1f} ms | {' | '.join(cells)} |", flush=True)
+    if options.memory:
+        for key in workloads:
+            bare, watched = (
+                statistics.median(peak_memory(name, key) for _ in range(3)) for name in ("bare", "gradlab")
+            )
+            print(f"{key} {WORKLOADS[key].text}: {bare:.0f} MB bare, {watched - bare:+.1f} MB with gradlab")
+        return
+    from gradlab.probes import native
+
+    absent = missing() if options.peers else []
+    conditions = OWN | {name: peer for name, peer in PEERS.items() if options.peers and name not in absent}
+    print(f"torch {torch.__version__}, one thread, {options.rounds} rounds; median ratio [range] to the bare step")
+    print(f"kernel {native.status()}" + (f"; not installed: {', '.join(absent)}" if absent else "") + "\n")
+    found = measure(workloads, conditions, options.rounds, options.device)
+    if options.figure:
+        draw(found, options.figure)
+    if options.json:
+        options.json.write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

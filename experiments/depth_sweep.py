@@ -13,14 +13,16 @@ from gradlab.study import Cell, CellContext, CellResult, Drawing, Preset, Study,
 from gradlab.tasks import fetch_task, load_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import pandas as pd
+    from torch import nn
 
     from gradlab.analysis.claims import Claim
     from gradlab.study import Results
     from gradlab.tasks.image import ImageTask
+    from gradlab.training import TrainResult, TrainSettings
 
 #: Nets whose gradient profile at initialization is measured: skip, norm, initialization, SkipInit.
 PROFILED = {
@@ -91,51 +93,26 @@ PRESETS = {
     "smoke": Preset(
         summary="Seconds: every part once, too small to decide most claims; for tests.",
         settings={
-            "depth": (8, 14),
-            "width": 4,
-            "seeds": 2,
-            "steps": 6,
-            "batch_size": 32,
-            "window": 2,
-            "record": 4,
-            "profile_depth": (8, 14),
-            "profile_width": 4,
-            "profile_batch": 16,
-            "rate_width": 64,
-            "shatter_seeds": 2,
+            "depth": (8, 14), "width": 4, "seeds": 2, "steps": 6, "batch_size": 32, "window": 2, "record": 4,
+            "profile_depth": (8, 14), "profile_width": 4, "profile_batch": 16, "rate_width": 64, "shatter_seeds": 2,
         },
     ),
     "default": Preset(summary="Digits, 8x8: degradation and both gradient regimes, 5 seeds; under 3 minutes, 2 cores."),
     "cifar": Preset(
         summary="CIFAR-10 at 16x16, width 8, 400 steps, 5 seeds; about 20 minutes on 2 cores.",
         settings={
-            "task": "cifar10",
-            "size": 16,
-            "steps": 400,
-            "window": 100,
-            "weight_decay": 0.0,
-            "profile_width": 16,
+            "task": "cifar10", "size": 16, "steps": 400, "window": 100, "weight_decay": 0.0, "profile_width": 16,
         },
     ),
     "paper": Preset(
         summary="He et al. 2015: CIFAR-10 at 32x32, 64,000 steps, depths 20 to 110; for a GPU. Unverified.",
         settings={
-            "task": "cifar10",
-            "size": 32,
-            "width": 16,
-            "depth": (20, 32, 44, 56, 110),
-            "norm": ("batch",),
-            "steps": 64_000,
-            "milestones": (32_000, 48_000),
-            "warmup_steps": 400,
-            "augment": True,
-            "init_batch": "he_normal",
-            "window": 1000,
-            "record": 40,
-            "profile_width": 16,
+            "task": "cifar10", "size": 32, "width": 16, "depth": (20, 32, 44, 56, 110), "norm": ("batch",),
+            "steps": 64_000, "milestones": (32_000, 48_000), "warmup_steps": 400, "augment": True,
+            "init_batch": "he_normal", "window": 1000, "record": 40, "profile_width": 16,
         },
     ),
-}
+}  # fmt: skip
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------
@@ -195,30 +172,56 @@ def _load(settings: dict[str, Any], context: CellContext) -> ImageTask:
 
 
 def _train(settings: dict[str, Any], context: CellContext) -> CellResult:
+    from gradlab.training import train
+
+    task = _load(settings, context)
+    return _trained(
+        train(_net(settings, task), task, _how(settings), checkpoint=context.checkpoint, **_watched(settings, context))
+    )
+
+
+def _train_seeds(cells: Sequence[Cell], context: CellContext) -> list[CellResult]:
+    """Train the seeds of one net at once: a program of stacked nets in place of one for each."""
+    from gradlab.training_seeds import train_seeds
+
+    of_seeds = [dict(cell.settings) for cell in cells]
+    first, task = of_seeds[0], _load(of_seeds[0], context)
+    nets, seeds = [_net(own, task) for own in of_seeds], [own["seed"] for own in of_seeds]
+    return [_trained(result) for result in train_seeds(nets, task, _how(first), seeds, **_watched(first, context))]
+
+
+def _net(settings: dict[str, Any], task: ImageTask) -> nn.Module:
+    from gradlab.nets import CifarNet, initialize
+
+    skip, norm, width = settings["net"] == "residual", settings["norm"], settings["width"]
+    channels, classes = task.image_shape[0], task.classes
+    net = CifarNet(settings["depth"], skip=skip, norm=norm, width=width, in_channels=channels, classes=classes)
+    return initialize(net, settings["init"], seed=settings["seed"])
+
+
+def _how(settings: dict[str, Any]) -> TrainSettings:
+    from gradlab.training import TrainSettings
+
+    names = {item.name for item in dataclasses.fields(TrainSettings)}
+    how: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in names}
+    return TrainSettings(**how)
+
+
+def _watched(settings: dict[str, Any], context: CellContext) -> dict[str, Any]:
+    from gradlab.probes import log_spaced
+
+    steps = settings["steps"]
+
+    def on_step(step: int, loss: float | None) -> None:
+        context.progress(step + 1, steps, loss)
+
+    return {"device": context.device, "every": log_spaced(steps, settings["record"]), "on_step": on_step}
+
+
+def _trained(result: TrainResult) -> CellResult:
     import numpy as np
     import pandas as pd
 
-    from gradlab.nets import CifarNet, initialize
-    from gradlab.probes import log_spaced
-    from gradlab.training import TrainSettings, train
-
-    task = _load(settings, context)
-    model = CifarNet(
-        settings["depth"],
-        skip=settings["net"] == "residual",
-        norm=settings["norm"],
-        width=settings["width"],
-        in_channels=task.image_shape[0],
-        classes=task.classes,
-    )
-    initialize(model, settings["init"], seed=settings["seed"])
-    names = {item.name for item in dataclasses.fields(TrainSettings)}
-    how: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in names}
-    steps = settings["steps"]
-    result = train(
-        model, task, TrainSettings(**how), device=context.device, every=log_spaced(steps, settings["record"]),
-        on_step=lambda step, loss: context.progress(step + 1, steps, loss), checkpoint=context.checkpoint,
-    )  # fmt: skip
     tables = {
         "losses": pd.DataFrame({"step": np.arange(len(result.losses)), "loss": result.losses}),
         "ends": pd.DataFrame([{
@@ -390,6 +393,7 @@ STUDY = Study(
     presets=PRESETS,
     plan=plan,
     prepare=prepare,
+    run_seeds={"train": _train_seeds},
     run=run,
     claims=claims,
     figures={name: _figure(name) for name in FIGURES},

@@ -17,11 +17,26 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradlab import analysis, measure, nets, plots, probes, runtime, study, sweep, tasks, trace, training
+    from gradlab import (
+        analysis,
+        live,
+        measure,
+        nets,
+        plots,
+        probes,
+        report,
+        runtime,
+        study,
+        sweep,
+        tasks,
+        trace,
+        training,
+    )
     from gradlab.analysis.diagnosis import diagnose
     from gradlab.analysis.finding import Diagnosis, Finding
     from gradlab.checkpoint import Checkpoint
     from gradlab.errors import GradlabError
+    from gradlab.live.view import LiveView
     from gradlab.probes.adjoint import adjoint
     from gradlab.probes.schedule import log_spaced
     from gradlab.probes.watch import Probe, watch
@@ -36,6 +51,7 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "GradlabError",
+    "LiveView",
     "Probe",
     "Trace",
     "TrainSettings",
@@ -43,12 +59,14 @@ __all__ = [
     "adjoint",
     "analysis",
     "diagnose",
+    "live",
     "load",
     "log_spaced",
     "measure",
     "nets",
     "plots",
     "probes",
+    "report",
     "runtime",
     "study",
     "sweep",
@@ -67,6 +85,7 @@ _HOME = {
     "Finding": "gradlab.analysis.finding",
     "diagnose": "gradlab.analysis.diagnosis",
     "GradlabError": "gradlab.errors",
+    "LiveView": "gradlab.live.view",
     "Probe": "gradlab.probes.watch",
     "Trace": "gradlab.trace",
     "TrainSettings": "gradlab.training",

@@ -13,6 +13,7 @@ from gradlab.cli_bench import bench_group
 from gradlab.cli_diagnose import diagnose_command
 from gradlab.cli_errors import fail, plain_errors
 from gradlab.cli_reproduce import reproduce_command
+from gradlab.cli_report import report_command
 from gradlab.cli_run import resume_command, run_command
 from gradlab.cli_runs import (
     claims_command,
@@ -95,6 +96,7 @@ for command in (
     claims_command,
     figures_command,
     compare_command,
+    report_command,
     rm_command,
     diagnose_command,
     bench_group,

@@ -101,8 +101,9 @@ def _one(study: Study, preset: str, how: How, console: Console, parts: list[tupl
         else:
             say(console, f"{'Going on with' if run.unfinished() else 'Finished already:'} {run.folder}")
         parts.append((study, run))
+        here = replace(how, seeds_at_once=how.seeds_at_once and study.run_seeds is not None)
         # --strict counts the claims of all experiments, at the end.
-        return run_to_end(study, settings, run, where, replace(how, strict=False), console, brief=True)
+        return run_to_end(study, settings, run, where, replace(here, strict=False), console, brief=True)
     except GradlabError as error:
         return str(error)
     except KeyboardInterrupt:  # before cells ran, or after
@@ -149,6 +150,8 @@ def _show(
         for name, text in files.items():
             replace_file(folder / name, text.encode())
             say(console, f"Wrote {folder / name}")
+    if runs:
+        say(console, _report([run for _, run in runs], {study.name: study for study, _ in runs}, how.out, preset))
     if publish is not None:
         _publish(runs, publish, console)
     return sum(claim.verdict == "not reproduced" for claim in claims)
@@ -174,3 +177,13 @@ def _publish(runs: list[tuple[Study, Run]], gallery: Path, console: Console) -> 
             for sentence in missing:
                 say(console, f"Not published: {study.name}, {sentence}")
     replace_file(gallery / "README.md", gallery_readme(gallery).encode())
+
+
+def _report(runs: list[Run], studies: dict[str, Study], out: Path, preset: str) -> str:
+    """Write one page about all runs; return where it is, or why there is none."""
+    from gradlab.report import write_report
+
+    try:
+        return f"Wrote {write_report(runs, out / f'reproduce-{preset}' / 'report.html', studies=studies)}"
+    except GradlabError as error:
+        return f"No report: {error}"

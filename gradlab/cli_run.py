@@ -48,9 +48,13 @@ def how_to_run(command: Callable[..., Any]) -> Callable[..., Any]:
             help="How often a training cell keeps its state, to go on from there; 0: never.",
         ),
         click.option(
+            "--seeds-at-once", is_flag=True, help="Train the seeds of small nets together, where the experiment can."
+        ),
+        click.option(
             "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs cells."
         ),
         click.option("--address", default=None, metavar="ADDRESS", help="Ray cluster; without it Ray starts here."),
+        click.option("--live", is_flag=True, help="Show gradients by layer of the running cells, in a terminal."),
         click.option("--strict", is_flag=True, help="Exit with 3 when a claim is not reproduced."),
     )
     for option in reversed(options):
@@ -68,13 +72,17 @@ class How:
     workers: int | None
     limit: float
     checkpoint_every: float
+    seeds_at_once: bool
     engine: str
     address: str | None
     strict: bool
+    live: bool
 
     def __post_init__(self) -> None:
         if self.data_dir is not None and not self.data_dir.expanduser().is_dir():
             raise UsageError(f"There is no folder {self.data_dir}: --data-dir takes the one that holds the data sets.")
+        if self.seeds_at_once and self.engine != "local":
+            raise UsageError("--seeds-at-once runs with the local engine: leave out --engine ray.")
         if self.address is not None and self.engine != "ray":
             raise UsageError("--address names a Ray cluster: add --engine ray.")
 
@@ -103,6 +111,7 @@ def run_command(
         return
     settings = parse_settings(study, preset or "default", words)
     how = How(**options)
+    _check_seeds(study, how)
     from gradlab.runtime import resolve_device  # after the checks above: it loads torch
     from gradlab.sweep.driver import start_run
 
@@ -136,6 +145,7 @@ def _go_on(text: str, how: How, study: Study | None = None) -> None:
     if study is not None and run.study != study.name:
         raise UsageError(f"{run.folder} is a run of '{run.study}', not of '{study.name}'.")
     study = study or find_study(run.study)
+    _check_seeds(study, how)
     settings = settings_from(study, run.settings)
     from gradlab.runtime import resolve_device
 
@@ -145,6 +155,11 @@ def _go_on(text: str, how: How, study: Study | None = None) -> None:
     console = make_console()
     say(console, f"Going on with {run.folder}")
     sys.exit(run_to_end(study, settings, run, where, how, console))
+
+
+def _check_seeds(study: Study, how: How) -> None:
+    if how.seeds_at_once and not study.run_seeds:
+        raise UsageError(f"'{study.name}' has no part whose seeds can be trained at once: leave out --seeds-at-once.")
 
 
 def run_to_end(
@@ -168,12 +183,14 @@ def run_to_end(
 
     again = ["gradlab", "resume", str(run.folder)]
     again += ["--data-dir", str(how.data_dir)] if how.data_dir is not None else []
+    again += ["--seeds-at-once"] if how.seeds_at_once else []
     again += ["--engine", how.engine] if how.engine != "local" else []
     again += ["--address", how.address] if how.address is not None else []
     try:
         report = sweep(
             study, settings, run, device=where, workers=_workers(how, where, console), data_dir=how.data_dir,
             console=console, limit=how.limit, checkpoint_every=how.checkpoint_every, engine=_engine(how),
+            live=_live(how, console), seeds_at_once=how.seeds_at_once,
         )  # fmt: skip
         if report.interrupted:
             return _stopped(run, again, report.signal_number)
@@ -192,6 +209,18 @@ def _workers(how: How, where: str, console: Console) -> int:
     if told:
         say(console, told)
     return count
+
+
+def _live(how: How, console: Console) -> bool:
+    """Return whether layers are shown; where they cannot be, say why."""
+    reason = ""
+    if how.live and how.engine != "local":
+        reason = "cells on a Ray cluster report their progress only"
+    elif how.live and (not console.is_terminal or console.is_dumb_terminal):
+        reason = "there is no terminal to draw in"
+    if reason:
+        click.echo(f"gradlab: --live shows nothing here: {reason}.", err=True)
+    return how.live and not reason
 
 
 def _engine(how: How) -> Engine | None:

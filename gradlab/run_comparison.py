@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gradlab.analysis.claims import Claim
     from gradlab.sweep.store import Run
 
-__all__ = ["Comparison", "compare_runs", "draw_losses", "final_loss_tests", "print_comparison"]
+__all__ = ["Comparison", "compare_runs", "draw_losses", "final_loss_tests", "loss_curves", "print_comparison"]
 
 _MARKS = {"cell", "status", "part", "label", "seed"}
 _MOST_STEPS = 300  # of a curve that is drawn
@@ -68,7 +69,7 @@ def compare_runs(first: Run, second: Run) -> Comparison:
         settings=tuple((name, a, b) for name, a, b in pairs if a != b),
         claims=claims,
         losses=losses,
-        curves=_curves(tables) if whole else pd.DataFrame(),
+        curves=loss_curves(tables) if whole else pd.DataFrame(),
     )
 
 
@@ -163,7 +164,7 @@ def _settings(table: pd.DataFrame) -> list[str]:
 
 
 def _varied(*ends: pd.DataFrame) -> list[str]:
-    names = [name for name in ends[0] if name in ends[1] and name not in ("loss", "seed")]
+    names = [name for name in ends[0] if all(name in end for end in ends) and name not in ("loss", "seed")]
     return [str(name) for name in names if any(end[name].nunique() > 1 for end in ends)]
 
 
@@ -194,7 +195,15 @@ def _holm(p_values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _curves(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def loss_curves(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the losses of what was trained, at a few hundred steps at most.
+
+    Args:
+        tables: One a run, columns cell, step, loss and the cells' settings, as `Run.table` returns "steps".
+
+    Returns:
+        Columns step, loss, curve (the settings that differ, in words) and run (its place): one row a cell and step.
+    """
     ends = [_ends(table) for table in tables]
     varied = _varied(*ends)
     frames = []

@@ -162,6 +162,8 @@ class Study:
         run: Runs one cell; a module-level function, since it is sent to other processes.
         claims: Results -> claims with verdicts.
         figures: Name -> function that draws it.
+        run_seeds: Part -> function that runs cells of it at once that differ in their seed alone, and returns a result
+            for each, equal to what `run` gives to rounding; used where the user asks for it.
         prepare: (settings, data folder if the user gave one): fetches what the cells need, once, before they run side
             by side; raises a `GradlabError` where that is missing.
     """
@@ -176,6 +178,7 @@ class Study:
     run: Callable[[Cell, CellContext], CellResult]
     claims: Callable[[Results], Sequence[Claim]]
     figures: Mapping[str, Callable[[Results], Drawing]]
+    run_seeds: Mapping[str, Callable[[Sequence[Cell], CellContext], Sequence[CellResult]]] = field(default_factory=dict)
     prepare: Callable[[Any, Path | None], None] = lambda _settings, _data_dir: None
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from gradlab.checkpoint import Checkpoint, StateFile, Stateful, random_state, set_random_state
+from gradlab.live import offered
 from gradlab.probes import LayerSelection, Probe, Schedule, watch
 from gradlab.trace import Trace
 
@@ -94,7 +95,8 @@ def run_steps(
     losses = torch.full((steps,), math.nan, device=device)
     on_host, done, ran, diverged_at, ended = device.type == "cpu", 0, 0, None, False
     scaled = scaler if scaler.is_enabled() else None
-    with watch(model, optimizer, every=every, layers=layers, timesteps=timesteps, scaler=scaled) as probe:
+    probe = watch(model, optimizer, every=every, layers=layers, timesteps=timesteps, scaler=scaled)
+    with probe, offered(probe.latest):
         kept = _Kept(model, optimizer, scaler, probe, losses, device, stateful or {})
         if checkpoint is not None and device.type != "meta":
             limits = {"steps": str(steps), "clip_norm": str(clip_norm), "precision": precision}

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "gradlab"
 LEVELS = {
     "errors": 0,
     "storage": 1, "trace_html": 1, "cli_errors": 1,
-    "trace": 2, "checkpoint": 2,
+    "trace": 2, "checkpoint": 2, "live": 2,
     "runtime": 3, "nets": 3, "tasks": 3, "probes": 3,
     "training_steps": 4, "surgery": 4,
     "training": 5,
@@ -28,14 +28,17 @@ LEVELS = {
     "sweep": 11, "catalog": 11, "claims_report": 11, "diagnosis_report": 11, "user_setup": 11,
     "experiments": 12, "benchmarks": 12, "doctor": 12, "run_comparison": 12, "cli_screen": 12,
     "reproduction": 12, "gallery": 12,
-    "cli_bench": 13, "cli_diagnose": 13, "cli_run": 13, "cli_runs": 13,
-    "cli_reproduce": 14,
+    "report": 13, "cli_bench": 13, "cli_diagnose": 13, "cli_run": 13, "cli_runs": 13,
+    "cli_report": 14, "cli_reproduce": 14,
     "cli": 15,
     "integrations": 16,  # may import anything; of its own level, so that nothing below imports it
     "__main__": 16,
     "__init__": 17,
 }  # fmt: skip
-TORCH_FREE = ("errors", "storage", "trace", "trace_html", "analysis", "plots", "study", "catalog", "claims_report")
+TORCH_FREE = (
+    "errors", "storage", "trace", "live", "trace_html", "analysis", "plots", "study", "catalog", "claims_report",
+    "report",
+)  # fmt: skip
 
 
 def modules() -> list[tuple[str, Path]]:
@@ -117,7 +120,7 @@ class NoTorch(importlib.abc.MetaPathFinder):  # as if it were not installed
 
 sys.meta_path.insert(0, NoTorch())
 import gradlab as gl
-for room in ("gradlab.analysis", "gradlab.plots"):
+for room in ("gradlab.analysis", "gradlab.plots", "gradlab.report"):
     package = importlib.import_module(room)
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{room}.{module.name}")
@@ -128,6 +131,7 @@ assert len(trace.layers) == 2, trace
 import matplotlib
 matplotlib.use("agg")
 gl.plots.gradient_flow(trace)
+gl.report.write_diagnosis(trace, sys.argv[1] + ".html")
 print("drawn")
 """
 

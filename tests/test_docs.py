@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -142,3 +143,13 @@ def test_the_experiment_in_the_guide_runs(tmp_path: Path, monkeypatch: pytest.Mo
     assert result.exit_code == 0, result.output
     assert "1 reproduced, 0 not reproduced, 0 not decided." in result.output
     assert list((tmp_path / "runs" / "scale").glob("*/figures/ratio.png"))
+
+
+def test_configuration_in_the_pages_can_be_read() -> None:
+    import yaml
+
+    for page, text in blocks("yaml"):
+        assert isinstance(yaml.safe_load(text), dict), page
+    for page, text in blocks("sbatch"):
+        done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{page}: {done.stderr}"

@@ -13,13 +13,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradlab.probes.buffer import Rows, StepBuffer
-from gradlab.probes.hooks import CallGate, LayerHook
+from gradlab.probes.hooks import LayerHook
 from gradlab.probes.log import TableLog
 from gradlab.probes.reduce import can_reduce, norm_of, statistics
 
 __all__ = ["BatchNormProbe"]
 
 _STATE = ("mean_gap", "var_gap", "scale_mean", "scale_std", "scale_abs_max", "scale_abs_min", "low_variance_fraction")
+_KNOWN = 64  # orders of execution whose keys are kept
 
 
 class _Entry:
@@ -51,18 +52,20 @@ class BatchNormProbe:
     """
 
     def __init__(self, layers: Sequence[tuple[str, nn.Module]], buffer: StepBuffer, *, without_grad: bool) -> None:
-        self.gate = CallGate(without_grad=without_grad)
+        self.gate = buffer.gate(without_grad=without_grad)
         self.not_seen: dict[str, str] = {}
         self._layers = [(name, module) for name, module in layers if isinstance(module, _BatchNorm)]
         self._buffer = buffer
+        buffer.rows.gradients_are_shared = bool(self._layers)
         self._generation = 0
         self._entries: dict[int, _Entry] = {}  # by place in the order of execution
         # By layer and thread: a call in another thread may come between a call's two hooks.
         self._before: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor] | None] = {}
         self._places: dict[tuple[str, int], int] = {}
         self._log = TableLog(
-            ("layer", "call", "training", "channels"), (*_STATE, "grad_gain", "act_gain")
+            ("layer", "call", "training", "channels"), (*_STATE, "grad_gain", "act_gain"), _derive
         )  # fmt: skip
+        self._keys: dict[tuple[object, ...], list[tuple[object, ...]]] = {}  # by the layers and facts of a step
 
     def attach(self) -> list[Any]:
         """Register the hooks and return their handles."""
@@ -99,12 +102,8 @@ class BatchNormProbe:
                 return
             by_batch = module.training or module.running_mean is None
             with torch.no_grad():
-                state = self._state(module, x.detach(), output, self._before.pop(key, None))
-                slots = (
-                    self._buffer.reduce_shared(x),
-                    self._buffer.reduce_shared(output),
-                    self._buffer.values(state),
-                )
+                state = self._state(module, x, output, self._before.pop(key, None))
+                slots = self._buffer.reduce_shared(x), self._buffer.reduce_shared(output), state
             entry = _Entry(layer, (by_batch, module.num_features), (x.numel(), output.numel()), slots)
             self._entries[place] = entry
             self._follow_gradient(layer, entry, output)
@@ -124,10 +123,10 @@ class BatchNormProbe:
             if not self.gate.recording or generation != self._generation:
                 return
             with torch.no_grad():
-                if grad_inputs and grad_inputs[0] is not None:
-                    entry.grad_in = self._buffer.reduce(grad_inputs[0].detach(), norm_only=True)
                 if grad_outputs and grad_outputs[0] is not None:
-                    entry.grad_out = self._buffer.reduce(grad_outputs[0].detach(), norm_only=True)
+                    entry.grad_out = self._buffer.reduce_gradient_again(grad_outputs[0], entry.output_slot)
+                if grad_inputs and grad_inputs[0] is not None:
+                    entry.grad_in = self._buffer.reduce(grad_inputs[0], norm_only=True)
 
         node.register_hook(backward)
 
@@ -137,23 +136,15 @@ class BatchNormProbe:
         x: torch.Tensor,
         output: torch.Tensor,
         before: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> list[torch.Tensor]:
-        """Return the seven numbers of `_STATE`, on the layer's own device."""
+    ) -> int:
+        """Put the seven numbers of `_STATE` into a slot and return it."""
         count = x.numel() // x.shape[1]
-        mean, var = _batch_statistics(module, x, output)
-        nan = torch.full((), float("nan"), device=x.device, dtype=mean.dtype)
-        mean_gap = var_gap = nan
-        if before is not None:
-            # Below eps the layer no longer divides by the variance: one constant channel must not drown the others.
-            least = max(module.eps, torch.finfo(mean.dtype).tiny)
-            running_mean, running_var = (value.to(mean.dtype) for value in before)
-            unbiased = (var * (count / max(count - 1, 1))).clamp(min=least)
-            mean_gap = ((mean - running_mean).square() / unbiased).mean().sqrt()
-            var_gap = (unbiased.log() - running_var.clamp(min=least).log()).square().mean().sqrt()
-        scale = torch.ones_like(mean) if module.weight is None else module.weight.detach().to(mean.dtype)
-        size = scale.abs()
-        low = (var < module.eps).to(mean.dtype).mean() + 0 * var.mean()  # NaN where a variance is not finite
-        return [mean_gap, var_gap, scale.mean(), scale.std(correction=0), size.max(), size.min(), low]
+        saved = _saved_statistics(module, x, output)
+        if saved is not None:
+            slot: int = self._buffer.rows.batchnorm(*saved, *(before or (None, None)), module.weight, count, module.eps)
+            if slot >= 0:
+                return slot
+        return self._buffer.values(_state(module, x.detach(), saved, before))
 
     @property
     def has_gradients(self) -> bool:
@@ -172,28 +163,31 @@ class BatchNormProbe:
         """End the step; the function returned takes its rows once they are on the host."""
         entries = [entry for _, entry in sorted(self._entries.items())]
         self.discard()
-        calls: Counter[str] = Counter()
-        keys = []
-        for entry in entries:
-            keys.append((entry.layer, calls[entry.layer], *entry.facts))
-            calls[entry.layer] += 1
+        keys = self._keys_of([(entry.layer, *entry.facts) for entry in entries])
+        slots = [
+            (entry.input_slot, entry.output_slot, entry.state_slot, entry.grad_in, entry.grad_out) for entry in entries
+        ]
+        sizes = [entry.sizes for entry in entries]
 
         def deliver(rows: Rows) -> None:
-            if not entries:
-                return
-            padded = np.vstack([rows, np.full((1, rows.shape[1]), np.nan)])  # slot -1: nothing was read
-            sizes = np.array([entry.sizes for entry in entries], dtype=np.int64)
-            std_in = statistics(padded[[entry.input_slot for entry in entries]], sizes[:, 0])["std"]
-            std_out = statistics(padded[[entry.output_slot for entry in entries]], sizes[:, 1])["std"]
-            state = padded[[entry.state_slot for entry in entries]]
-            values = {name: state[:, place] for place, name in enumerate(_STATE)}
-            grads = [norm_of(padded[[getattr(e, side) for e in entries]]) for side in ("grad_in", "grad_out")]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                values["grad_gain"] = grads[0] / grads[1]
-                values["act_gain"] = std_out / std_in
-            self._log.append(step, keys, values)
+            if entries:
+                self._log.append_rows(step, keys, rows, np.array(slots, dtype=np.int64), np.array(sizes, dtype=float))
 
         return deliver
+
+    def _keys_of(self, found: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
+        signature = tuple(found)
+        keys = self._keys.get(signature)
+        if keys is None:
+            calls: Counter[object] = Counter()
+            keys = []
+            for layer, *facts in found:
+                keys.append((layer, calls[layer], *facts))
+                calls[layer] += 1
+            if len(self._keys) >= _KNOWN:
+                self._keys.clear()
+            self._keys[signature] = keys
+        return keys
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of the steps closed."""
@@ -210,26 +204,68 @@ class BatchNormProbe:
         return frame.astype({"training": bool}) if len(frame) else frame
 
 
-def _batch_statistics(module: _BatchNorm, x: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and biased variance of each channel of this batch.
+def _derive(rows: Rows, sizes: Rows) -> dict[str, Rows]:
+    """Return the value columns from the rows of input, output, state and the gradients of input and output."""
+    std_in, std_out = (statistics(rows[:, place], sizes[:, place].astype(np.int64))["std"] for place in range(2))
+    values = {name: rows[:, 2, place] for place, name in enumerate(_STATE)}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return values | {"grad_gain": norm_of(rows[:, 3]) / norm_of(rows[:, 4]), "act_gain": std_out / std_in}
 
-    Where the layer normalized by the batch, its graph node has both already (as mean and 1/sqrt(var + eps)), so the
-    input is not read again; a saved value gives the variance to eps times rounding, which is plenty for a gap.
+
+def _state(
+    module: _BatchNorm,
+    x: torch.Tensor,
+    saved: tuple[torch.Tensor, torch.Tensor] | None,
+    before: tuple[torch.Tensor, torch.Tensor] | None,
+) -> list[torch.Tensor]:
+    """Return the seven numbers of `_STATE`, on the layer's own device."""
+    count = x.numel() // x.shape[1]
+    mean, var = _batch_statistics(module, x, saved)
+    nan = torch.full((), float("nan"), device=x.device, dtype=mean.dtype)
+    mean_gap = var_gap = nan
+    if before is not None:
+        # Below eps the layer no longer divides by the variance: one constant channel must not drown the others.
+        least = max(module.eps, torch.finfo(mean.dtype).tiny)
+        running_mean, running_var = (value.to(mean.dtype) for value in before)
+        unbiased = (var * (count / max(count - 1, 1))).clamp(min=least)
+        mean_gap = ((mean - running_mean).square() / unbiased).mean().sqrt()
+        var_gap = (unbiased.log() - running_var.clamp(min=least).log()).square().mean().sqrt()
+    scale = torch.ones_like(mean) if module.weight is None else module.weight.detach().to(mean.dtype)
+    size = scale.abs()
+    low = (var < module.eps).to(mean.dtype).mean() + 0 * var.mean()  # NaN where a variance is not finite
+    return [mean_gap, var_gap, scale.mean(), scale.std(correction=0), size.max(), size.min(), low]
+
+
+def _saved_statistics(
+    module: _BatchNorm, x: torch.Tensor, output: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return mean and 1/sqrt(var + eps) of each channel of this batch, as the layer's graph node has saved them.
+
+    Then the input is not read again. None where the layer did not normalize by the batch, or nothing is to be had.
     """
     node = output.grad_fn
     # Under saved-tensor hooks a look at what was saved calls them: checkpointing would run its segment again.
-    if node is not None and (module.training or module.running_mean is None) and not _saving_is_hooked():
-        mean = getattr(node, "_saved_result1", None)
-        inverse_std = getattr(node, "_saved_result2", None)
-        channels = (x.shape[1],)
-        if mean is not None and inverse_std is not None and mean.shape == inverse_std.shape == channels:
-            mean, inverse_std = (
-                value if value.dtype == torch.float64 else value.float() for value in (mean, inverse_std)
-            )
-            return mean, (inverse_std.pow(-2) - module.eps).clamp(min=0)
+    if node is None or not (module.training or module.running_mean is None) or _saving_is_hooked():
+        return None
+    mean = getattr(node, "_saved_result1", None)
+    inverse_std = getattr(node, "_saved_result2", None)
+    if mean is not None and inverse_std is not None and mean.shape == inverse_std.shape == (x.shape[1],):
+        return mean, inverse_std
+    return None
+
+
+def _batch_statistics(
+    module: _BatchNorm, x: torch.Tensor, saved: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and biased variance of each channel of this batch.
+
+    A saved value gives the variance to eps times rounding, which is plenty for a gap.
+    """
+    if saved is not None:
+        mean, inverse_std = (value if value.dtype == torch.float64 else value.float() for value in saved)
+        return mean, (inverse_std.pow(-2) - module.eps).clamp(min=0)
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    dims = [0, *range(2, x.dim())]
-    var, mean = torch.var_mean(wide, dim=dims, correction=0)
+    var, mean = torch.var_mean(wide, dim=[0, *range(2, x.dim())], correction=0)
     return mean, var
 
 

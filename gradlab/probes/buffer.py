@@ -11,61 +11,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gradlab.probes import native
-from gradlab.probes.reduce import ROW, cpu_row, device_row, has_memory, is_dense
+from gradlab.errors import UsageError
+from gradlab.probes import hooks, native
+from gradlab.probes.outputs import OutputHook, Outputs
+from gradlab.probes.reduce import cpu_row, device_row, is_dense
+from gradlab.probes.rows import DeviceRows, HostRows, PlainRows, wide_dtype
 
 __all__ = ["Rows", "StepBuffer"]
 
 #: Host form of a step's rows, shape (slots, 8).
 Rows = npt.NDArray[np.float64]
-_ROW_BYTES = 8 * len(ROW)
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
 def _same_entries(x: torch.Tensor, of: torch.Tensor | None) -> bool:
     return x is of or (
         of is not None and x.numel() == of.numel() and x.dtype is of.dtype and is_dense(x) and is_dense(of)
     )
-
-
-class _DeviceRows:
-    """Rows of one accelerator: a preallocated tensor that grows by doubling between steps."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.tensor = torch.full((256, len(ROW)), float("nan"), device=device, dtype=_wide(device))
-        self.slots: list[int] = []  # slot of each row in use
-
-    def next_row(self, slot: int) -> torch.Tensor:
-        return self.next_rows((slot,))[0]
-
-    def next_rows(self, slots: Sequence[int]) -> torch.Tensor:
-        first = len(self.slots)
-        self.slots += slots
-        while len(self.slots) > len(self.tensor):
-            self.tensor = torch.cat([self.tensor, torch.full_like(self.tensor, float("nan"))])
-        return self.tensor[first : len(self.slots)]
-
-
-class _HostRows:
-    """Rows in host memory, at addresses that the kernel writes to: a preallocated array that grows by doubling."""
-
-    def __init__(self) -> None:
-        self.array = np.full((256, len(ROW)), np.nan)
-        self._base = self.array.ctypes.data
-
-    def address(self, slot: int) -> int:
-        while slot >= len(self.array):
-            self.array = np.vstack([self.array, np.full_like(self.array, np.nan)])
-            self._base = self.array.ctypes.data
-        return self._base + slot * _ROW_BYTES
-
-    def put(self, slot: int, row: tuple[float, ...]) -> None:
-        self.address(slot)
-        self.array[slot, : len(row)] = row
-        self.array[slot, len(row) :] = np.nan
 
 
 @final
@@ -78,31 +39,46 @@ class StepBuffer:
     """
 
     def __init__(self) -> None:
-        #: Number of the open step's span: a gradient scaler may change its scale from one to the next.
-        self.span = 0
-        self._slots = 0
         self._lock = threading.RLock()  # backward passes of several devices run in threads of their own
-        self._host = _HostRows()
-        self._kernel = native.kernel()
-        self._devices: dict[torch.device, _DeviceRows] = {}
+        self._host = HostRows()
+        self._fast = native.hooks()
+        self.rows: Any = self._fast.Rows(self._host.address) if self._fast else PlainRows(self._host.address)
+        self._host.moved = self.rows.place
+        self.rows.place(self._host.address(0), len(self._host.array))
+        self._devices: dict[torch.device, DeviceRows] = {}
         self._pending: list[tuple[_Copy, Callable[[Rows], None]]] = []
         self._shared: dict[int, tuple[weakref.ref[torch.Tensor], int, int]] = {}
+
+    def gate(self, *, without_grad: bool) -> Any:
+        """Return a CallGate, the one in C where there is one."""
+        return (self._fast or hooks).CallGate(without_grad=without_grad)
+
+    def outputs(self, *args: Any) -> Any:
+        """Return the Outputs that write into this buffer; the arguments are those after `rows`, the gate first."""
+        return (self._fast.Outputs if self._fast else Outputs)(args[0], self.rows, *args[1:])
+
+    def output_hook(self, *args: Any) -> Any:
+        """Return an OutputHook for such outputs."""
+        return (self._fast.OutputHook if self._fast else OutputHook)(*args)
+
+    @property
+    def span(self) -> int:
+        """Number of the open step's span: a gradient scaler may change its scale from one to the next."""
+        span: int = self.rows.span
+        return span
+
+    def end_span(self) -> None:
+        """Begin the next span."""
+        self.rows.span += 1
 
     def reduce(self, x: torch.Tensor, *, moments: bool = True, norm_only: bool = False) -> int:
         """Reduce a tensor into the next slot and return the slot; no gradient is followed."""
         with self._lock:
-            return self._reduce(x, moments, norm_only)
+            slot: int = self.rows.reduce(x, 2 if norm_only else 0 if moments else 1)
+            return slot if slot >= 0 else self._reduce(x, moments, norm_only)
 
     def _reduce(self, x: torch.Tensor, moments: bool, norm_only: bool) -> int:
         slot = self._take()
-        native_type = x.dtype is torch.float32 and x.is_cpu and has_memory(x)
-        if self._kernel is not None and native_type and is_dense(x) and (n := x.numel()):
-            address = self._host.address(slot)
-            if norm_only:
-                self._kernel.norm_at(x.data_ptr(), None, n, address)
-            else:
-                self._kernel.row_at(x.data_ptr(), n, moments, address)
-            return slot
         with torch.no_grad():
             if x.is_cpu:
                 self._host.put(slot, cpu_row(x.detach(), moments=moments, norm_only=norm_only))
@@ -110,14 +86,40 @@ class StepBuffer:
                 self._rows(x.device).next_row(slot).copy_(device_row(x.detach()))
         return slot
 
+    def reduce_gradient_again(self, grad: torch.Tensor, of: int) -> int:
+        """Return a slot with the norm of a gradient, read once if it is the one read last, of the output in slot `of`.
+
+        The caller must hold that gradient since then: only so is the same memory the same tensor.
+        """
+        with self._lock:
+            slot: int = self.rows.same_gradient(grad, of)
+        return slot if slot >= 0 else self.reduce(grad, norm_only=True)
+
+    def parameters(self, params: Sequence[torch.Tensor]) -> npt.NDArray[np.int64]:
+        """Reduce what is plain of parameters and their gradients, as far as norms need: slots of shape (n, 2).
+
+        -1 stands for what is not plain, `MISSING` for a gradient that is None.
+        """
+        with self._lock:
+            return np.frombuffer(self.rows.parameters(list(params)), dtype=np.int64).reshape(-1, 2)
+
+    def sgd(
+        self, params: list[torch.Tensor], buffers: list[torch.Tensor | None], numbers: tuple[float, ...]
+    ) -> npt.NDArray[np.int64] | None:
+        """Do the same with parameters of an SgdGroup, and reduce their coming updates: slots of shape (n, 3).
+
+        -1 stands for a parameter that is not plain in every respect. None where the hooks are not in C.
+        """
+        with self._lock:
+            read = self.rows.sgd(params, buffers, *numbers)
+        return None if read is None else np.frombuffer(read, dtype=np.int64).reshape(-1, 3)
+
     def reduce_difference(self, new: torch.Tensor, old: torch.Tensor) -> int:
         """Reduce new - old into the next slot, as far as its norm needs; `old` may be overwritten."""
-        native_types = new.is_cpu and new.dtype is old.dtype is torch.float32 and has_memory(new) and has_memory(old)
-        if self._kernel is not None and native_types and new.is_contiguous() and old.is_contiguous() and new.numel():
-            with self._lock:
-                slot = self._take()
-                self._kernel.norm_at(new.data_ptr(), old.data_ptr(), new.numel(), self._host.address(slot))
-                return slot
+        with self._lock:
+            slot: int = self.rows.difference(new, old)
+        if slot >= 0:
+            return slot
         with torch.no_grad():
             return self.reduce(old.neg_().add_(new.detach()), norm_only=True)
 
@@ -126,6 +128,9 @@ class StepBuffer:
 
         A view of the whole of a tensor (a reshape, an identity that makes a node of its own) holds the same entries.
         """
+        known_slot: int = self.rows.reduce_shared(x)
+        if known_slot >= 0:
+            return known_slot
         version = -1 if x.is_inference() else x._version
         for seen in (x, x._base):
             known = None if seen is None else self._shared.get(id(seen))
@@ -138,7 +143,7 @@ class StepBuffer:
 
     def values(self, values: list[torch.Tensor]) -> int:
         """Put one to eight one-entry tensors of one device into the next slot and return it."""
-        dtype = _wide(values[0].device)
+        dtype = wide_dtype(values[0].device)
         stacked = torch.stack([value.detach().reshape(()).to(dtype) for value in values])
         with self._lock:
             slot = self._take()
@@ -149,41 +154,52 @@ class StepBuffer:
                 row[: len(values)].copy_(stacked)
             return slot
 
+    def scalar(self, value: torch.Tensor | float, what: str = "value") -> int | float:
+        """Return a plain number as it is (a float) and a tensor as the slot it was put in (an int)."""
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            return self.values([value])
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{value!r:.60}"
+            raise UsageError(f"log: the {what} must be a number or have one entry; got {got}.") from None
+
     def block(self, values: torch.Tensor) -> int:
         """Put the rows of a tensor, shape (k, at most 8), into the next k slots and return the first of them."""
         values, (count, width) = values.detach(), values.shape
         with self._lock:
-            first = self._slots
-            self._slots += count
+            first = self._take(count)
             if values.device.type == "cpu":
-                self._host.address(self._slots)
-                self._host.array[first : self._slots] = np.nan
-                self._host.array[first : self._slots, :width] = values.numpy()
+                self._host.address(first + count)
+                self._host.array[first : first + count] = np.nan
+                self._host.array[first : first + count, :width] = values.numpy()
             else:
-                slots = range(first, self._slots)
+                slots = range(first, first + count)
                 self._rows(values.device).next_rows(slots)[:, :width].copy_(values)
             return first
 
-    def _take(self) -> int:
-        self._slots += 1
-        return self._slots - 1
+    def _take(self, count: int = 1) -> int:
+        first: int = self.rows.slots
+        self.rows.slots = first + count
+        return first
 
-    def _rows(self, device: torch.device) -> _DeviceRows:
+    def _rows(self, device: torch.device) -> DeviceRows:
         if device not in self._devices:
-            self._devices[device] = _DeviceRows(device)
+            self._devices[device] = DeviceRows(device)
         return self._devices[device]
 
     def discard(self) -> None:
         """Forget the rows of the open step."""
-        self._slots = self.span = 0
+        self.rows.discard()
         self._shared.clear()
         for rows in self._devices.values():
             rows.slots = []
 
     def flush(self, deliver: Callable[[Rows], None]) -> None:
         """Start the one transfer of this step; `deliver` gets the rows once they are on the host."""
-        self._host.address(self._slots)  # slots of devices have their place there too
-        copy = _Copy(self._host.array[: self._slots].copy(), self._devices.values())
+        used = self.rows.slots
+        self._host.address(used)  # slots of devices have their place there too
+        copy = _Copy(self._host.array[:used].copy(), self._devices.values())
         self.discard()
         self._pending.append((copy, deliver))
         while self._pending and self._pending[0][0].ready():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 
-__all__ = ["CallGate", "Hook", "LayerHook", "MethodHook", "recomputing", "tensors_in"]
+__all__ = ["CallGate", "Hook", "HookSwitch", "LayerHook", "MethodHook", "OutputLayerHook", "recomputing", "tensors_in"]
 
 _REMEMBERED_CALLS = 64  # of a layer in a step: bounds what a long evaluation between two steps leaves behind
 
@@ -58,6 +58,54 @@ class LayerHook(Hook):
         return None if torch.compiler.is_compiling() else self._call(*args, **kwargs)
 
 
+class OutputLayerHook(LayerHook):
+    """A forward hook that takes no named arguments, without the price of packing them: the one of every layer."""
+
+    __slots__ = ()
+
+    def __call__(self, module: Any, args: Any, output: Any) -> Any:
+        return None if torch.compiler.is_compiling() else self._call(module, args, output)
+
+
+class HookSwitch:
+    """Takes hooks off their modules while nothing is recorded, and puts them back where they were.
+
+    A module without hooks takes torch's short way through its call. Where somebody else's hooks are on a module too,
+    ours stay: their order could not be kept.
+
+    Args:
+        handles: Handles of module hooks, in order of registration.
+    """
+
+    def __init__(self, handles: Sequence[Any]) -> None:
+        self._ours: dict[int, tuple[OrderedDict[int, Any], set[int]]] = {}
+        for handle in handles:
+            hooks = handle.hooks_dict_ref()
+            self._ours.setdefault(id(hooks), (hooks, set()))[1].add(handle.id)
+        self._off: list[tuple[OrderedDict[int, Any], list[tuple[int, Any]]]] = []
+
+    def off(self) -> None:
+        """Take the hooks off."""
+        if not self._off:
+            for hooks, ours in self._ours.values():
+                if hooks and ours.issuperset(hooks):
+                    self._off.append((hooks, list(hooks.items())))
+                    hooks.clear()
+
+    def on(self) -> None:
+        """Put the hooks back, before those that came meanwhile."""
+        off, self._off = self._off, []
+        for hooks, items in off:
+            later = list(hooks)
+            hooks.update(items)
+            for key in later:
+                hooks.move_to_end(key)
+
+    def forget(self) -> None:
+        """Hold no hook any longer: those that are off stay so."""
+        self._ours, self._off = {}, []
+
+
 class MethodHook(Hook):
     """A hook that stands in for a method on one object; a pickled or copied object has its own method again."""
 
@@ -99,6 +147,11 @@ class CallGate:
     def calls(self) -> int:
         """Forward calls in the open step so far."""
         return self._calls
+
+    @property
+    def remembered(self) -> int:
+        """Calls of the open step that are kept to match repetitions with."""
+        return sum(map(len, self._first_runs.values()))
 
     def admit(self, layer: str) -> int | None:
         """Return the place of a call that begins now in the order of execution, or None if it is not recorded."""

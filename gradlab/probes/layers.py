@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from functools import partial
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
 from torch import nn
 
 from gradlab.probes.buffer import Rows, StepBuffer
-from gradlab.probes.hooks import CallGate, LayerHook, tensors_in
+from gradlab.probes.hooks import OutputLayerHook, tensors_in
 from gradlab.probes.log import TableLog
+from gradlab.probes.outputs import COLUMNS
 from gradlab.probes.reduce import can_reduce, statistics
+from gradlab.probes.units import UnitProbe
 
 __all__ = ["LayerProbe"]
 
 _KEYS = ("layer", "call", "order", "kind", "output")
 _ACT = ("mean", "std", "norm", "abs_max", "zero_fraction", "nonfinite")
 _GRAD = ("norm", "abs_max", "zero_fraction", "nonfinite")
+_KNOWN = 64  # orders of execution whose keys are kept
 
 
-class _Entry:
-    """One recorded output: what it is, and where its rows lie. Holds no activation."""
-
-    __slots__ = ("act_slot", "grad_slot", "kind", "layer", "path", "size", "span")
-
-    def __init__(self, layer: str, kind: str, path: str, size: int, act_slot: int) -> None:
-        self.layer, self.kind, self.path, self.size, self.act_slot = layer, kind, path, size, act_slot
-        self.grad_slot: int | None = None
-        self.span = 0
+class _Label(NamedTuple):
+    layer: str
+    kind: str
+    path: str
 
 
 @final
@@ -37,117 +36,152 @@ class LayerProbe:
     """Records outputs in forward hooks and their gradients in tensor hooks on those outputs.
 
     No full backward hooks: they fail where an in-place operation follows. A tensor is reduced where it was just
-    written, since a later in-place operation may change it.
+    written, since a later in-place operation may change it. What is the same in every step (names, order, calls) is
+    worked out once: a hook leaves six numbers, and in the ordinary case it does so in C.
 
     Args:
         layers: Watched modules by dotted path.
         buffer: Where rows go.
         without_grad: Record forward calls made without autograd too.
+        units: Follows units of activation modules; sees the calls that are recorded here.
     """
 
-    def __init__(self, layers: Sequence[tuple[str, nn.Module]], buffer: StepBuffer, *, without_grad: bool) -> None:
-        self.gate = CallGate(without_grad=without_grad)
+    def __init__(
+        self,
+        layers: Sequence[tuple[str, nn.Module]],
+        buffer: StepBuffer,
+        *,
+        without_grad: bool,
+        units: UnitProbe | None = None,
+    ) -> None:
+        self.gate = buffer.gate(without_grad=without_grad)
         self.not_seen: dict[str, str] = {}
         self.ran: set[str] = set()
-        self._buffer = buffer
-        self._generation = 0
-        self._entries: dict[tuple[int, str], _Entry] = {}  # by place in the order of execution and output path
+        self._buffer, self._units = buffer, units
+        self._outputs = buffer.outputs(self.gate, self._reduce_gradient, self._repeated, self._follow_leaf)
+        self._labels: dict[_Label, int] = {}
         self._leaf_hooks: list[Any] = []
         # Entries are a value, not a key: with batches of varying size no two steps would share their keys.
         values = ["entries", *(f"act_{name}" for name in _ACT), *(f"grad_{name}" for name in _GRAD)]
-        self._log = TableLog(_KEYS, values)
+        self._log = TableLog(_KEYS, values, _derive)
+        self._keys: dict[bytes, list[tuple[object, ...]]] = {}  # by the labels and places of a step
         self._layers = list(layers)
 
     def attach(self) -> list[Any]:
         """Register the forward hooks and return their handles."""
-        return [module.register_forward_hook(LayerHook(self._forward_hook(name))) for name, module in self._layers]
+        handles = []
+        for name, module in self._layers:
+            units = None if self._units is None else self._units.follower(name, module)
+            hook = self._buffer.output_hook(self._outputs, name, partial(self._see, name), units)
+            handles.append(module.register_forward_hook(OutputLayerHook(hook)))
+        return handles
 
-    def _forward_hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
-        def forward(module: nn.Module, _: Any, output: Any) -> None:
-            place = self.gate.admit(layer)
-            if place is None:
-                return
-            self.ran.add(layer)
-            kind = type(module).__name__
-            seen = False
-            for path, tensor in tensors_in(output):
-                seen = self._record(tensor, layer, place, kind, path) or seen
-            if not seen:
-                self.not_seen.setdefault(layer, f"its output ({type(output).__name__}) holds no real dense tensor")
+    def begin_pass(self) -> None:
+        """A call of the whole model begins: calls of its modules are counted anew."""
+        self._outputs.passes += 1
 
-        return forward
+    def _label(self, layer: str, kind: str, path: str) -> int:
+        return self._labels.setdefault(_Label(layer, kind, path), len(self._labels))
+
+    def _see(self, layer: str, hook: Any, place: int, module: nn.Module, output: Any) -> None:
+        """Record the call of a module that has the given place in the step's order."""
+        self.ran.add(layer)
+        kind = type(module).__name__
+        if isinstance(output, torch.Tensor):
+            hook.know(type(module), self._label(layer, kind, ""))
+        seen = False
+        for path, tensor in tensors_in(output):
+            seen = self._record(tensor, self._label(layer, kind, path), place) or seen
+        if not seen:
+            self.not_seen.setdefault(layer, f"its output ({type(output).__name__}) holds no real dense tensor")
 
     def tap(self, tensor: torch.Tensor, name: str) -> None:
         """Record a tensor that no module puts out."""
         place = self.gate.admit(name)
-        if place is not None and not self._record(tensor, name, place, "tap", ""):
+        if place is not None and not self._record(tensor, self._label(name, "tap", ""), place):
             self.not_seen.setdefault(name, f"a {tensor.dtype} tensor cannot be recorded")
 
-    def _record(self, tensor: torch.Tensor, layer: str, place: int, kind: str, path: str) -> bool:
+    def _record(self, tensor: torch.Tensor, label: int, place: int) -> bool:
         """Reduce one output now and its gradient when it comes; return whether the tensor could be reduced."""
         if not can_reduce(tensor):
             return False
-        slot = self._buffer.reduce_shared(tensor)
-        entry = self._entries[place, path] = _Entry(layer, kind, path, tensor.numel(), slot)
+        index = self._outputs.add(label, place, tensor.numel(), self._buffer.reduce_shared(tensor))
         if tensor.requires_grad:
-            generation = self._generation
-
-            def backward(grad: torch.Tensor) -> None:
-                # A graph may outlive its step; its late gradients belong to no open step.
-                if not self.gate.recording or generation != self._generation or not can_reduce(grad):
-                    return
-                if entry.grad_slot is not None:
-                    self.not_seen.setdefault(layer, "several backward passes reached one output; the last is recorded")
-                entry.grad_slot, entry.span = self._buffer.reduce(grad, moments=False), self._buffer.span
-
-            handle = tensor.register_hook(backward)
-            if tensor.grad_fn is None:  # a parameter or input handed through: it outlives the step and its graph
-                self._leaf_hooks.append(handle)
+            if tensor.grad_fn is None:
+                self._follow_leaf(index, tensor)
+            else:
+                tensor.register_hook(self._outputs.gradient_hook(index))
         return True
+
+    def _follow_leaf(self, index: int, tensor: torch.Tensor) -> None:
+        # A parameter or input handed through: it outlives the step and its graph.
+        self._leaf_hooks.append(tensor.register_hook(self._outputs.gradient_hook(index)))
+
+    def _reduce_gradient(self, index: int, grad: torch.Tensor) -> None:
+        if can_reduce(grad):
+            self._outputs.set_gradient(index, self._buffer.reduce(grad, moments=False))
+
+    def _repeated(self, label: int) -> None:
+        layer = list(self._labels)[label].layer
+        self.not_seen.setdefault(layer, "several backward passes reached one output; the last is recorded")
 
     @property
     def has_gradients(self) -> bool:
         """Whether a backward pass reached any entry of the open step."""
-        return any(entry.grad_slot is not None for entry in self._entries.values())
+        return bool(self._outputs.with_gradient)
 
     def discard(self) -> None:
         """Forget the open step."""
-        self._entries = {}
+        self._take()
+
+    def _take(self) -> tuple[bytes, bytes, bool]:
         self.gate.close_step()
-        self._generation += 1
         for handle in self._leaf_hooks:
             handle.remove()
         self._leaf_hooks = []
+        taken: tuple[bytes, bytes, bool] = self._outputs.take()
+        return taken
+
+    def _keys_of(self, signature: bytes) -> list[tuple[object, ...]]:
+        keys = self._keys.get(signature)
+        if keys is None:
+            known = list(self._labels)
+            calls: dict[str, dict[int, int]] = {}  # layer -> place -> call
+            keys = []
+            for order, (number, place) in enumerate(np.frombuffer(signature, dtype=np.int64).reshape(-1, 2).tolist()):
+                label = known[number]
+                of_layer = calls.setdefault(label.layer, {})
+                call = of_layer.setdefault(place, len(of_layer))
+                keys.append((label.layer, call, order, label.kind, label.path))
+            self.ran.update(str(key[0]) for key in keys)
+            if len(self._keys) >= _KNOWN:  # a net whose every step is another
+                self._keys.clear()
+            self._keys[signature] = keys
+        return keys
 
     def close_step(self, step: int) -> Callable[[Rows, Sequence[float]], None]:
         """End the step; the function returned takes its rows, and the loss scale of each span, on the host."""
-        placed = sorted(self._entries.items(), key=lambda item: item[0][0])  # stable: outputs stay in their order
-        self.discard()
-        calls: dict[str, dict[int, int]] = {}  # layer -> place -> call
-        keys = []
-        for order, ((place, _), entry) in enumerate(placed):
-            of_layer = calls.setdefault(entry.layer, {})
-            call = of_layer.setdefault(place, len(of_layer))
-            keys.append((entry.layer, call, order, entry.kind, entry.path))
-        act_slots = [entry.act_slot for _, entry in placed]
-        grad_slots = [-1 if entry.grad_slot is None else entry.grad_slot for _, entry in placed]
-        sizes = np.array([entry.size for _, entry in placed], dtype=np.int64)
-        spans = [entry.span for _, entry in placed]
-        self.ran.update(str(key[0]) for key in keys)
+        signature, what, in_order = self._take()
+        table = np.frombuffer(what, dtype=np.int64).reshape(-1, len(COLUMNS))
+        if not in_order:  # repeated by checkpointing, or from several threads
+            which = np.frombuffer(signature, dtype=np.int64).reshape(-1, 2)
+            order = np.argsort(which[:, 1], kind="stable")  # outputs stay in their order
+            last = {(label, place): row for row, (label, place) in enumerate(which[order].tolist())}
+            order = order[sorted(last.values())]  # a repetition takes the place of the first run
+            signature, table = which[order].tobytes(), table[order]
+        keys = self._keys_of(signature)
 
         def deliver(rows: Rows, loss_scales: Sequence[float]) -> None:
-            loss_scale = np.array([loss_scales[span] for span in spans])
-            padded = np.vstack([rows, np.full((1, rows.shape[1]), np.nan)])  # slot -1: no gradient came
-            act = statistics(padded[act_slots], sizes)
-            grad = statistics(padded[grad_slots], sizes)
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                for name in ("norm", "abs_max"):
-                    grad[name] = grad[name] / loss_scale
-            values = {"entries": sizes.astype(np.float64)}
-            values |= {f"act_{name}": act[name] for name in _ACT} | {f"grad_{name}": grad[name] for name in _GRAD}
-            self._log.append(step, keys, values)
+            facts = np.empty((len(table), 2))
+            facts[:, 0] = table[:, 0]
+            facts[:, 1] = loss_scales[0] if len(loss_scales) == 1 else np.array(loss_scales)[table[:, 3]]
+            self._log.append_rows(step, keys, rows, table[:, 1:3], facts)
 
         return deliver
+
+    def last(self) -> Any:
+        """Return the rows of the step delivered last; see `TableLog.last`."""
+        return self._log.last()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of the steps closed."""
@@ -161,3 +195,14 @@ class LayerProbe:
     def frame(self) -> Any:
         """Return `trace.layers` so far."""
         return self._log.frame()
+
+
+def _derive(rows: Rows, facts: Rows) -> dict[str, Rows]:
+    """Return the value columns from the rows of output and gradient, and from entries and loss scale."""
+    sizes, loss_scale = facts.T
+    act, grad = (statistics(rows[:, place], sizes.astype(np.int64)) for place in range(2))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for name in ("norm", "abs_max"):
+            grad[name] = grad[name] / loss_scale
+    values = {"entries": sizes}
+    return values | {f"act_{name}": act[name] for name in _ACT} | {f"grad_{name}": grad[name] for name in _GRAD}

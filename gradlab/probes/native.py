@@ -1,6 +1,9 @@
-"""The compiled one-read kernel: built by the machine's C compiler at first use, kept in the user's cache.
+"""The compiled parts: built by the machine's C compiler at first use, kept in the user's cache.
 
-Without a compiler, or with GRADLAB_NATIVE=0 in the environment, there is no kernel and reductions go through torch.
+There are two. The kernel (`reduce.c`) reads a tensor once for all its statistics; any C compiler builds it. The hooks
+(`hooks.c`, with the kernel inside) also need Python's headers. Without them the hooks are Python's and call the kernel;
+without a compiler, or with GRADLAB_NATIVE=0 in the environment, reductions go through torch. GRADLAB_NATIVE=kernel
+leaves out the hooks.
 """
 
 from __future__ import annotations
@@ -12,18 +15,23 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
+from collections import OrderedDict
 from functools import cache
-from importlib import resources
+from importlib import machinery, resources, util
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 import torch
 
-__all__ = ["Kernel", "kernel", "status"]
+__all__ = ["Kernel", "hooks", "kernel", "status"]
 
 _FLAGS: Final = (("-O3", "-march=native"), ("-O3",))  # the second for compilers that do not know this machine
-_TIMEOUT = 60  # seconds; compiling takes a quarter of one
+_HOOK_SOURCES: Final = ("hooks.c", "updates.c", "outputs.c", "output_hook.c", "reduce.c")
+_TIMEOUT = 60  # seconds; compiling takes one
+_FAILURES = (OSError, RuntimeError, AttributeError, ImportError, subprocess.SubprocessError)
 _Row = ctypes.c_double * 8
 
 
@@ -66,36 +74,79 @@ def kernel() -> Kernel | None:
     return _make()[0]
 
 
+@cache
+def hooks() -> Any | None:
+    """Return the extension module with the hooks in C (Rows, CallGate, Outputs, OutputHook); None where it is not."""
+    return _make_hooks()[0]
+
+
 def status() -> str:
-    """Return in words whether the kernel is in use."""
-    return _make()[1]
+    """Return in words what of the compiled parts is in use."""
+    built, text = _make()
+    return text if built is None else f"{text}, {_make_hooks()[1]}"
+
+
+def _wanted() -> str:
+    return os.environ.get("GRADLAB_NATIVE", "1")
 
 
 @cache
 def _make() -> tuple[Kernel | None, str]:
-    if os.environ.get("GRADLAB_NATIVE", "1") == "0":
+    if _wanted() == "0":
         return None, "off by GRADLAB_NATIVE=0: the probes reduce through torch"
     try:
-        built = Kernel(_library())
-    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
+        built = Kernel(_library("reduce", ("reduce.c",)))
+    except _FAILURES as error:
         return None, f"not available ({error}): the probes reduce through torch, which costs more"
     if not _right(built):
         return None, "gave wrong numbers on this machine: the probes reduce through torch"
     return built, "in use: one read of each tensor"
 
 
-def _library() -> Path:
-    """Return the shared library for this machine, compiling it if the cache has none."""
-    source = resources.files(__package__).joinpath("reduce.c").read_bytes()
+@cache
+def _make_hooks() -> tuple[Any | None, str]:
+    if kernel() is None or _wanted() == "kernel":
+        return None, "hooks in Python"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):  # the extension's objects rely on the interpreter's lock
+        return None, "hooks in Python (this Python has no interpreter lock)"
+    include = sysconfig.get_paths()["include"]
+    if not (Path(include) / "Python.h").is_file():
+        return None, "hooks in Python (Python's headers are not installed)"
+    flags = (f"-I{include}", *(("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()))
+    try:
+        module = _load(_library("hooks", _HOOK_SOURCES, *flags, about=sys.version))
+    except _FAILURES as error:
+        return None, f"hooks in Python ({error})"
+    return (module, "hooks in C") if _hooks_right(module) else (None, "hooks in Python (those in C gave wrong numbers)")
+
+
+def _load(library: Path) -> Any:
+    """Import the extension module and hand it what it needs of torch."""
+    loader = machinery.ExtensionFileLoader("gradlab_hooks", str(library))
+    spec = util.spec_from_file_location("gradlab_hooks", library, loader=loader)
+    assert spec is not None
+    module: Any = util.module_from_spec(spec)
+    loader.exec_module(module)
+    module.setup(
+        torch.Tensor, torch.nn.Parameter, torch.float32, torch.channels_last, OrderedDict,
+        torch.is_grad_enabled, getattr(torch._C, "_current_graph_task_id", None),
+    )  # fmt: skip
+    return module
+
+
+def _library(name: str, sources: tuple[str, ...], *flags: str, about: str = "") -> Path:
+    """Return the shared library of some sources for this machine, compiling it if the cache has none."""
+    texts = {source: resources.files(__package__).joinpath(source).read_bytes() for source in sources}
     # A cache may be shared by machines with different processors: code for one must not run on another.
-    made_for = hashlib.sha256(source + _processor().encode()).hexdigest()[:16]
+    described = b"".join(texts.values()) + _processor().encode() + about.encode()
+    made_for = hashlib.sha256(described).hexdigest()[:16]
     import pooch
 
     folder = Path(pooch.os_cache("gradlab")) / "native"
-    library = folder / f"reduce-{made_for}.so"
+    library = folder / f"{name}-{made_for}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _compile(source, library)
+        _compile(texts, sources[0], flags, library)
     return library
 
 
@@ -108,19 +159,20 @@ def _processor() -> str:
     return f"{platform.system()} {platform.machine()} {detail}"
 
 
-def _compile(source: bytes, library: Path) -> None:
+def _compile(texts: dict[str, bytes], main: str, extra: tuple[str, ...], library: Path) -> None:
     wanted = os.environ.get("CC", "cc gcc clang").split()
     compiler = next((found for name in wanted if (found := shutil.which(name))), None)
     if compiler is None:
         raise RuntimeError("no C compiler")
     with tempfile.TemporaryDirectory(dir=library.parent) as work:
-        (Path(work) / "reduce.c").write_bytes(source)
+        for source, text in texts.items():
+            (Path(work) / source).write_bytes(text)
         for flags in _FLAGS:
-            command = [compiler, *flags, "-shared", "-fPIC", "-o", "reduce.so", "reduce.c", "-lm"]
+            command = [compiler, *flags, *extra, "-shared", "-fPIC", "-o", "built.so", main, "-lm"]
             done = subprocess.run(command, cwd=work, capture_output=True, timeout=_TIMEOUT, check=False)  # noqa: S603
             if done.returncode == 0:
                 # Processes that build it at the same moment each rename a whole file into place.
-                (Path(work) / "reduce.so").replace(library)
+                (Path(work) / "built.so").replace(library)
                 return
     raise RuntimeError(f"{Path(compiler).name} failed")
 
@@ -135,3 +187,17 @@ def _right(built: Kernel) -> bool:
     good = math.isclose(row[2], squares, rel_tol=1e-5) and row[1] == -n / 2 and row[4:] == (-n / 2, n / 2 - 1, 1.0, 0.0)
     tiny = built.norm(torch.full((100,), 1e-40, dtype=torch.float32, device="cpu"))
     return good and math.isclose(math.sqrt(tiny[2]), 1e-39, rel_tol=1e-4) and built.norm(x, x)[2] == 0.0
+
+
+def _hooks_right(module: Any) -> bool:
+    """Return whether the hooks' own reading of a tensor is the kernel's."""
+    memory = torch.zeros(2, 8, dtype=torch.float64, device="cpu")
+    x = torch.linspace(-1, 3, 1000, dtype=torch.float32, device="cpu")
+    rows = module.Rows(lambda _: None)
+    rows.place(memory.data_ptr(), 2)
+    slots = [rows.reduce(x, 0), rows.difference(x, x), rows.reduce(x.double(), 0)]
+    built = kernel()
+    return (
+        built is not None and slots == [0, 1, -1]
+        and tuple(memory[0].tolist()) == built.row(x, moments=True) and memory[1, 2].item() == 0.0
+    )  # fmt: skip

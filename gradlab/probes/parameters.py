@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
@@ -9,14 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from gradlab.probes.arithmetic import SgdGroup
 from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.log import TableLog
 from gradlab.probes.reduce import can_reduce, is_distributed, norm_of
+from gradlab.probes.rows import MISSING
 from gradlab.probes.sharded import ShardedRows
 
 __all__ = ["ParameterProbe", "ReadScale", "clip_coefficient", "describe_parameters"]
 
-_NONFINITE = 7  # place of the count in a row
+_SCALE, _NONFINITE = 0, 7  # places in a row
 _WEIGHT, _GRAD, _UPDATE = range(3)
 _NONE = -1  # slot of what was not read
 
@@ -70,7 +73,7 @@ class ParameterProbe:
         self.names = [name for name, _ in named]
         self._owners = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name, _ in named]
         self._keys = [(name, name.rpartition(".")[0], param.numel()) for name, param in named]
-        self.with_grad: set[str] = set()  # layers whose parameters had a gradient in a recorded step
+        self._got_grad = np.zeros(len(named), dtype=bool)  # in any recorded step
         self.not_seen: dict[str, str] = {}
         sharded = {place: param for place, (_, param) in enumerate(named) if is_distributed(param)}
         self._sharded = ShardedRows(sharded, buffer) if sharded else None
@@ -78,39 +81,83 @@ class ParameterProbe:
         self._log = TableLog(
             ("param", "layer", "entries"),
             ("weight_norm", "grad_norm", "grad_norm_unclipped", "update_norm", "grad_nonfinite"),
+            self._derive,
         )
-        self._slots: dict[tuple[int, int], int] = {}  # by place of the parameter and what of it
-        self._scales: dict[int, ReadScale] = {}
+        self._totals: dict[int, float] = {}  # by step
+        self._slots = np.full((len(named), 3), _NONE)  # by place of the parameter and what of it
+        self._scales: list[tuple[ReadScale, list[int]]] = []  # of the places read with it; the last one counts
         self._before: dict[int, torch.Tensor] = {}
+        self._foretold: list[torch.Tensor] = []  # parameters whose updates were foretold, and their places
+        self._foretold_places: list[int] = []
+        self._foretells = True
         self._read = False
+
+    @property
+    def with_grad(self) -> set[str]:
+        """Layers whose own parameters had gradients in a recorded step."""
+        return {self._keys[place][1] for place in np.flatnonzero(self._got_grad)}
 
     def _now(self) -> list[nn.Parameter | None]:
         return [owner._parameters.get(name) for owner, name in self._owners]
 
-    def before_update(self, scale: ReadScale, *, but: Collection[int] = (), keep: Collection[int] = ()) -> None:
+    def before_update(
+        self,
+        scale: ReadScale,
+        *,
+        but: Collection[int] = (),
+        keep: Collection[int] = (),
+        groups: Sequence[SgdGroup] | None = None,
+    ) -> None:
         """Reduce weights and gradients; what was read before in this step is replaced.
 
         Args:
             scale: What these gradients have to be divided by.
             but: Ids of parameters to leave alone: other optimizers use them.
             keep: Ids of the parameters that an update follows of: they are copied until `after_update`.
+            groups: Parameters of which the update can be foretold, as far as they are ordinary: not copied.
         """
-        self._read, self._before = True, {}
+        self._read, self._before, self._foretold, self._foretold_places = True, {}, [], []
         with torch.no_grad():
-            for place, param in enumerate(self._now()):
-                if param is None or id(param) in but:
-                    continue
-                self._scales[place] = scale
-                self._reduce(place, _WEIGHT, param)
-                self._reduce(place, _GRAD, param.grad)
-                self._slots.pop((place, _UPDATE), None)
-                if id(param) in keep:
-                    self._before[place] = param.detach().clone()
-                if param.grad is not None:
-                    self.with_grad.add(self._keys[place][1])
+            mine = {id(x): (p, x) for p, x in enumerate(self._now()) if x is not None and id(x) not in but}
+            places = [place for place, _ in mine.values()]
+            self._scales.append((scale, places))
+            self._slots[places] = _NONE
+            for group in groups or () if self._foretells else ():
+                self._foretell(group, mine)
+            if mine:
+                self._measure(mine, keep)
+
+    def _measure(self, mine: dict[int, tuple[int, nn.Parameter]], keep: Collection[int]) -> None:
+        """Read parameters and gradients, and copy the parameters that are updated."""
+        params = [param for _, param in mine.values()]
+        places = [place for place, _ in mine.values()]
+        slots = self._buffer.parameters(params)
+        self._slots[places, :_UPDATE] = slots
+        for at, kind in np.argwhere(slots == _NONE).tolist():
+            self._reduce(places[at], kind, params[at] if kind == _WEIGHT else params[at].grad)
+        self._got_grad[places] |= slots[:, _GRAD] != MISSING
+        for place, param in zip(places, params, strict=True):
+            if id(param) in keep:
+                self._before[place] = param.detach().clone()
+
+    def _foretell(self, group: SgdGroup, mine: dict[int, tuple[int, nn.Parameter]]) -> None:
+        """Read what is ordinary of a group, its coming updates included, and take it out of `mine`."""
+        ours = [k for k, param in enumerate(group.params) if id(param) in mine]
+        params = [group.params[k] for k in ours]
+        slots = self._buffer.sgd(params, [group.buffers[k] for k in ours], group.numbers)
+        if slots is None:
+            return
+        plain = slots[:, 0] >= 0
+        if not plain.all():
+            slots, params = slots[plain], [param for param, good in zip(params, plain, strict=True) if good]
+        places = [mine.pop(id(param))[0] for param in params]
+        self._slots[places] = slots
+        self._got_grad[places] = True
+        self._foretold += params
+        self._foretold_places += places
 
     def _reduce(self, place: int, kind: int, x: torch.Tensor | None) -> None:
-        self._slots.pop((place, kind), None)
+        self._slots[place, kind] = _NONE
         x = None if x is None else _entries(x)
         if x is None:
             return
@@ -124,6 +171,13 @@ class ParameterProbe:
 
     def after_update(self) -> None:
         """Reduce what the optimizer added."""
+        if self._foretold and self._buffer.rows.stepped(self._foretold):
+            # This SGD does not do what torch's does: its updates are measured from now on.
+            self._slots[self._foretold_places, _UPDATE] = _NONE
+            self._foretells = False
+        self._foretold, self._foretold_places = [], []
+        if not self._before:
+            return
         with torch.no_grad():
             now = self._now()
             for place, old in self._before.items():
@@ -140,52 +194,73 @@ class ParameterProbe:
 
     def discard(self) -> None:
         """Forget the open step."""
-        self._slots, self._scales, self._before, self._read = {}, {}, {}, False
+        self._slots[:], self._scales, self._read = _NONE, [], False
+        self._before, self._foretold, self._foretold_places = {}, [], []
         if self._sharded is not None:
             self._sharded.discard()
 
-    def close_step(self, step: int) -> Callable[[Rows], float]:
-        """End the step; the function returned takes its rows and gives the norm of all gradients together."""
+    def close_step(self, step: int) -> Callable[[Rows], None]:
+        """End the step; the function returned takes its rows."""
         if self._sharded is not None and self._read:
             with torch.no_grad():
-                self._slots |= self._sharded.join()
+                for where, slot in self._sharded.join().items():
+                    self._slots[where] = slot
         keys = self._keys if self._read else []
-        slots = np.array([[self._slots.get((p, kind), _NONE) for kind in range(3)] for p in range(len(keys))], int)
-        slots = slots.reshape(-1, 3)
-        of_place = [self._scales.get(place, ReadScale()) for place in range(len(keys))]
+        slots = self._slots[: len(keys)].copy()
+        scales = self._scales
         self.discard()
 
-        def deliver(rows: Rows) -> float:
-            padded = np.vstack([rows, np.full((1, rows.shape[1]), np.nan)])  # slot -1: nothing to read
-            known = {scale: _numbers(scale, rows) for scale in set(of_place)}
-            loss, clip = np.array([known[scale] for scale in of_place]).reshape(-1, 2).T
-            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                grad_norm = norm_of(padded[slots[:, _GRAD]]) / loss
-                # Clipping an infinite norm multiplies by 0, from which nothing can be told: 0/0 is NaN.
-                unclipped = grad_norm / clip
-            self._log.append(
-                step,
-                keys,
-                {
-                    "weight_norm": norm_of(padded[slots[:, _WEIGHT]]),
-                    "grad_norm": grad_norm,
-                    "grad_norm_unclipped": unclipped,
-                    "update_norm": norm_of(padded[slots[:, _UPDATE]]),
-                    "grad_nonfinite": padded[slots[:, _GRAD]][:, _NONFINITE],
-                },
-            )
-            return _total(grad_norm[slots[:, _GRAD] >= 0])
+        def deliver(rows: Rows) -> None:
+            facts = np.empty((len(keys), 3))
+            facts[:, :2], facts[:, 2] = (1.0, math.nan), step
+            for scale, places in scales:
+                facts[slice(None) if len(places) == len(keys) else places, :2] = _numbers(scale, rows)
+            self._log.append_rows(step, keys, rows, slots, facts)
 
         return deliver
 
+    def _derive(self, rows: Rows, facts: Rows) -> dict[str, Rows]:
+        """Return the value columns from rows of weight, gradient and update, and from loss scale, clipping and step."""
+        loss_scale, clip, steps = facts.T
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            grad_norm = norm_of(rows[:, _GRAD]) / loss_scale
+            self._add_up(steps, grad_norm, rows[:, _GRAD, _SCALE])
+            return {
+                "weight_norm": norm_of(rows[:, _WEIGHT]),
+                "grad_norm": grad_norm,
+                # Clipping an infinite norm multiplies by 0, from which nothing can be told: 0/0 is NaN.
+                "grad_norm_unclipped": grad_norm / clip,
+                "update_norm": norm_of(rows[:, _UPDATE]),
+                "grad_nonfinite": rows[:, _GRAD, _NONFINITE],
+            }
+
+    def _add_up(self, steps: Rows, norms: Rows, read: Rows) -> None:
+        """Keep the norm of all gradients of each step together; `read` is NaN where there was none."""
+        starts = np.flatnonzero(np.diff(steps, prepend=np.nan) != 0)
+        some = np.isfinite(read)
+        norms = np.where(some, norms, 0.0)
+        top = np.maximum.reduceat(norms, starts)
+        usable = np.isfinite(top) & (top > 0)
+        by = np.repeat(np.where(usable, top, 1.0), np.diff(starts, append=len(norms)))
+        totals = np.where(usable, top * np.sqrt(np.add.reduceat((norms / by) ** 2, starts)), top)
+        totals[~np.logical_or.reduceat(some, starts)] = math.nan
+        self._totals.update(zip(steps[starts].astype(int).tolist(), totals.tolist(), strict=True))
+
+    def total(self, step: int) -> float:
+        """Return the norm of all gradients of a recorded step together, without leaving float64's range."""
+        return self._totals.get(step, math.nan)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of the steps closed."""
-        return {"log": self._log.state_dict(), "with_grad": sorted(self.with_grad), "not_seen": dict(self.not_seen)}
+        log = self._log.state_dict()  # adds up what waits
+        known = {"with_grad": sorted(self.with_grad), "not_seen": dict(self.not_seen)}
+        return {"log": log, "totals": dict(self._totals), **known}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take what `state_dict` returned."""
         self._log.load_state_dict(state["log"])
-        self.with_grad, self.not_seen = set(state["with_grad"]), dict(state["not_seen"])
+        self._totals, self.not_seen = dict(state["totals"]), dict(state["not_seen"])
+        self._got_grad = np.array([layer in state["with_grad"] for _, layer, _ in self._keys], dtype=bool)
 
     def frame(self) -> Any:
         """Return `trace.params` so far."""
@@ -207,16 +282,6 @@ def _numbers(scale: ReadScale, rows: Rows) -> tuple[float, float]:
 
 def clip_coefficient(norm: float, most: float) -> float:
     """Return what torch.nn.utils.clip_grad_norm_ multiplies by: max_norm / (total + 1e-6), at most 1."""
-    if np.isnan(norm) or np.isnan(most):
-        return float("nan")
+    if math.isnan(norm) or math.isnan(most):
+        return math.nan
     return min(1.0, most / (norm + 1e-6))
-
-
-def _total(norms: Any) -> float:
-    """Return the norm of several norms without leaving float64's range; NaN if there are none."""
-    if not len(norms):
-        return float("nan")
-    top = float(np.max(norms))
-    if not np.isfinite(top) or top == 0:
-        return top
-    return top * float(np.sqrt(np.sum((norms / top) ** 2)))

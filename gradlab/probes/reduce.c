@@ -2,8 +2,11 @@
  *
  * A row is scale, sum, squares, spread, min, max, zeros, nonfinite, as in reduce.py. The quick pass keeps LANES partial
  * results apart so that the compiler vectorizes it, and adds them up in double after every block. What it cannot get
- * right (squares outside float32's range, NaN, Inf, a mean far larger than the spread) is read again in double about a
- * pivot, whose range holds every float32 square.
+ * right (squares outside float32's range, a mean far larger than the spread) is read again, scaled by a power of two and
+ * about the mean; what that cannot either (NaN, Inf) in double, whose range holds every float32 square.
+ *
+ * Beside it stand the other reads that a probe makes of a tensor's memory: the largest entry of each channel, and how a
+ * BatchNorm layer's batch compares with its running statistics.
  */
 #include <math.h>
 #include <stdint.h>
@@ -47,6 +50,36 @@ static void exact(const float *x, int64_t n, double *row) {
   row[7] = (double)bad[0];
 }
 
+static float power_of_two(int exponent) {
+  return ldexpf(1.0f, exponent < -126 ? -126 : exponent > 126 ? 126 : exponent);
+}
+
+/* Read finite entries again, times a power of two that brings the largest to about 1, and about their mean.
+ * Fills scale, sum, squares and spread; returns whether they are right. */
+static int scaled(const float *x, int64_t n, float top, double mean, int moments, double *row) {
+  int exponent;
+  frexpf(top, &exponent);
+  float by = power_of_two(-exponent), pivot = isfinite(mean) ? (float)(mean * by) : 0.0f;
+  double sum = 0, squares = 0, about = 0, about_squares = 0;
+  for (int64_t start = 0; start < n; start += BLOCK) {
+    int64_t end = n - start < BLOCK ? n : start + BLOCK, k = start;
+    float s[LANES] = {0}, q[LANES] = {0}, ds[LANES] = {0}, dq[LANES] = {0};
+#define STEP(at, l)                                                                                                    \
+  do {                                                                                                                 \
+    float v = x[at] * by, d = v - pivot;                                                                               \
+    s[l] += v, q[l] += v * v, ds[l] += d, dq[l] += d * d;                                                              \
+  } while (0)
+    for (; k + LANES <= end; k += LANES)
+      for (int l = 0; l < LANES; l++) STEP(k + l, l);
+    for (int l = 0; k < end; k++, l++) STEP(k, l);
+#undef STEP
+    for (int l = 0; l < LANES; l++) sum += s[l], squares += q[l], about += ds[l], about_squares += dq[l];
+  }
+  double spread = about_squares - about * about / (double)n;
+  row[0] = 1.0 / by, row[1] = sum, row[2] = squares, row[3] = spread < 0 ? 0.0 : spread;
+  return isfinite(squares) && squares >= SAFE_SQUARES && (!moments || spread > SAFE_VARIANCE * about_squares);
+}
+
 void gradlab_row(const float *x, int64_t n, int32_t moments, double *row) {
   double sum = 0, squares = 0;
   float low = INFINITY, high = -INFINITY;
@@ -85,22 +118,20 @@ void gradlab_row(const float *x, int64_t n, int32_t moments, double *row) {
   double spread = squares - sum * sum / (double)n;
   int safe = (isfinite(squares) && squares >= SAFE_SQUARES && (!moments || spread > SAFE_VARIANCE * squares)) ||
              (squares == 0.0 && low == 0.0f && high == 0.0f);
-  if (!safe) {
+  float top = -low > high ? -low : high;
+  if (safe) {
+    row[0] = 1.0, row[1] = sum, row[2] = squares, row[3] = spread < 0 ? 0.0 : spread;
+  } else if (squares != squares || !isfinite(top) || !scaled(x, n, top, sum / (double)n, moments, row)) {
     exact(x, n, row);
     return;
   }
-  row[0] = 1.0;
-  row[1] = sum;
-  row[2] = squares;
-  row[3] = spread < 0 ? 0.0 : spread;
   row[4] = low;
   row[5] = high;
   row[6] = (double)zeros;
   row[7] = 0.0;
 }
 
-/* Sum of squares of a, or of a - b where b is given; but for scale, squares and nonfinite the row holds NaN. */
-void gradlab_norm(const float *a, const float *b, int64_t n, double *row) {
+static double sum_of_squares(const float *a, const float *b, int64_t n, float by) {
   double squares = 0;
   for (int64_t start = 0; start < n; start += BLOCK) {
     const float *p = a + start;
@@ -110,22 +141,40 @@ void gradlab_norm(const float *a, const float *b, int64_t n, double *row) {
       const float *r = b + start;
       for (; k + LANES <= m; k += LANES)
         for (int l = 0; l < LANES; l++) {
-          float v = p[k + l] - r[k + l];
+          float v = (p[k + l] - r[k + l]) * by;
           q[l] += v * v;
         }
       for (int l = 0; k < m; k++, l++) {
-        float v = p[k] - r[k];
+        float v = (p[k] - r[k]) * by;
         q[l] += v * v;
       }
     } else {
       for (; k + LANES <= m; k += LANES)
-        for (int l = 0; l < LANES; l++) q[l] += p[k + l] * p[k + l];
-      for (int l = 0; k < m; k++, l++) q[l] += p[k] * p[k];
+        for (int l = 0; l < LANES; l++) {
+          float v = p[k + l] * by;
+          q[l] += v * v;
+        }
+      for (int l = 0; k < m; k++, l++) {
+        float v = p[k] * by;
+        q[l] += v * v;
+      }
     }
     for (int l = 0; l < LANES; l++) squares += q[l];
   }
+  return squares;
+}
+
+/* Sum of squares of a, or of a - b where b is given; but for scale, squares and nonfinite the row holds NaN. */
+void gradlab_norm(const float *a, const float *b, int64_t n, double *row) {
+  double squares = sum_of_squares(a, b, n, 1.0f);
+  float by = 1.0f;
   int64_t nonfinite = 0;
+  if (squares < SAFE_SQUARES) { /* entries below 3.2e-13: their squares may be lost, their scaled squares are not */
+    by = power_of_two(60);
+    squares = sum_of_squares(a, b, n, by);
+  }
   if (!(isfinite(squares) && squares >= SAFE_SQUARES)) {
+    by = 1.0f;
     double q[LANES] = {0};
     int64_t bad[LANES] = {0};
     int64_t start = 0;
@@ -143,7 +192,63 @@ void gradlab_norm(const float *a, const float *b, int64_t n, double *row) {
     for (int l = 0; l < LANES; l++) squares += q[l], nonfinite += bad[l];
   }
   for (int k = 0; k < 8; k++) row[k] = NAN;
-  row[0] = 1.0;
+  row[0] = 1.0 / by;
   row[2] = squares;
   row[7] = (double)nonfinite;
+}
+
+/* top[c] = max(top[c], all entries of channel c), for `outer` blocks of `channels` runs of `inner` entries. NaN stays. */
+void gradlab_channel_max(const float *restrict x, int64_t outer, int64_t channels, int64_t inner, float *restrict top) {
+  if (inner == 1) {
+    for (int64_t o = 0; o < outer; o++, x += channels)
+      for (int64_t c = 0; c < channels; c++) top[c] = (x[c] > top[c]) | (x[c] != x[c]) ? x[c] : top[c];
+    return;
+  }
+  for (int64_t o = 0; o < outer; o++)
+    for (int64_t c = 0; c < channels; c++, x += inner) {
+      float most[LANES];
+      int64_t k = 0;
+      for (int l = 0; l < LANES; l++) most[l] = top[c];
+      for (; k + LANES <= inner; k += LANES)
+        for (int l = 0; l < LANES; l++) most[l] = (x[k + l] > most[l]) | (x[k + l] != x[k + l]) ? x[k + l] : most[l];
+      for (; k < inner; k++) most[0] = x[k] > most[0] || x[k] != x[k] ? x[k] : most[0];
+      for (int l = 0; l < LANES; l++) top[c] = most[l] > top[c] || most[l] != most[l] ? most[l] : top[c];
+    }
+}
+
+/* The seven numbers of batchnorm.py's _STATE from a batch's mean and 1/sqrt(var + eps) of each channel, the running
+ * mean and variance as they were before (or null), and gamma (or null); n entries a channel. NaN stays NaN. */
+void gradlab_batchnorm(const float *mean, const float *inverse_std, const float *running_mean, const float *running_var,
+                       const float *gamma, int64_t channels, int64_t n, double eps, double *row) {
+  double least = eps > 1.17549435e-38 ? eps : 1.17549435e-38; /* float32's smallest normal */
+  double mean_gap = 0, var_gap = 0, scale = 0, scale_squares = 0, most = 0, fewest = INFINITY, low = 0, vars = 0;
+  for (int64_t c = 0; c < channels; c++) {
+    double inverse = inverse_std[c], var = 1 / (inverse * inverse) - eps;
+    var = var < 0 ? 0 : var;
+    vars += var, low += var < eps;
+    if (running_mean && running_var) {
+      double unbiased = var * ((double)n / (double)(n > 1 ? n - 1 : 1)), running = running_var[c];
+      unbiased = unbiased < least ? least : unbiased, running = running < least ? least : running;
+      double gap = (double)mean[c] - running_mean[c], ratio = log(unbiased) - log(running);
+      mean_gap += gap * gap / unbiased, var_gap += ratio * ratio;
+    }
+    double g = gamma ? gamma[c] : 1.0, size = fabs(g);
+    scale += g;
+    most = size > most || size != size ? size : most;
+    fewest = size < fewest || size != size ? size : fewest;
+  }
+  double centre = scale / channels;
+  for (int64_t c = 0; c < channels; c++) {
+    double g = (gamma ? gamma[c] : 1.0) - centre;
+    scale_squares += g * g;
+  }
+  int known = running_mean && running_var;
+  row[0] = known ? sqrt(mean_gap / channels) : NAN;
+  row[1] = known ? sqrt(var_gap / channels) : NAN;
+  row[2] = centre;
+  row[3] = sqrt(scale_squares / channels);
+  row[4] = most;
+  row[5] = fewest;
+  row[6] = low / channels + 0 * vars; /* NaN where a variance is not finite */
+  row[7] = NAN;
 }

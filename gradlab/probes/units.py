@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 import pandas as pd
 import torch
 from torch import nn
 
-from gradlab.probes.hooks import CallGate, LayerHook
+from gradlab.probes.outputs import OWN_CALLS
 from gradlab.probes.reduce import can_reduce
 
 __all__ = ["UnitProbe"]
@@ -24,7 +25,6 @@ _BOUNDED: dict[type[nn.Module], Callable[[torch.Tensor], torch.Tensor]] = {
     nn.Hardtanh: lambda y: y.abs() >= 1,
     nn.Hardsigmoid: lambda y: (y <= 0) | (y >= 1),
 }
-_OWN_CALLS = 8  # uses of one module in a pass that count as layers of their own
 
 
 @final
@@ -36,48 +36,44 @@ class UnitProbe:
     eight times in a pass is taken for a cell that walks through time, whose units are the same at each call.
 
     Args:
-        model: The watched model; a call of it begins a new pass.
         layers: Watched modules by dotted path; only rectifiers and bounded activations are followed.
-        without_grad: Record forward calls made without autograd too.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[tuple[str, nn.Module]], *, without_grad: bool) -> None:
-        self.gate = CallGate(without_grad=without_grad)
-        self._model = model
+    def __init__(self, layers: Sequence[tuple[str, nn.Module]]) -> None:
         self._layers = [(name, module) for name, module in layers if isinstance(module, (*_RECTIFIERS, *_BOUNDED))]
-        self._calls: Counter[str] = Counter()
         self._cells: set[str] = set()
         self._alive: dict[tuple[str, int], torch.Tensor] = {}
         self._settled: dict[tuple[str, int], torch.Size] = {}
         self._flat: dict[tuple[str, int], tuple[torch.Tensor, int]] = {}
+        self._followed: set[Any] = set()  # hooks that keep a maximum themselves
 
-    def attach(self) -> list[Any]:
-        """Register the hooks and return their handles."""
-        if not self._layers:
-            return []
-        handles = [module.register_forward_hook(LayerHook(self._forward_hook(name))) for name, module in self._layers]
-        return [self._model.register_forward_pre_hook(LayerHook(self._begin_pass)), *handles]
+    def __bool__(self) -> bool:
+        """Whether there is a module to follow."""
+        return bool(self._layers)
 
-    def _begin_pass(self, *_: object) -> None:
-        self._calls.clear()
+    def follower(self, layer: str, module: nn.Module) -> Callable[..., None] | None:
+        """Return what sees the recorded calls of a module, as an OutputHook wants it; None if it has no units."""
+        return partial(self._see, layer) if isinstance(module, (*_RECTIFIERS, *_BOUNDED)) else None
 
-    def _forward_hook(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
-        def forward(module: nn.Module, _: Any, output: Any) -> None:
-            if self.gate.admit(layer) is None:
-                return
-            if not isinstance(output, torch.Tensor) or not can_reduce(output) or not output.numel():
-                return
-            call = min(self._calls[layer], _OWN_CALLS)
-            self._calls[layer] += 1
-            if call == _OWN_CALLS:
-                self._cells.add(layer)
-            with torch.no_grad():
-                if isinstance(module, _RECTIFIERS):
-                    self._see_rectifier((layer, call), output.detach())
-                else:
-                    self._see_bounded((layer, call), module, output.detach())
+    def _see(self, layer: str, hook: Any, call: int, module: nn.Module, output: Any) -> None:
+        if not isinstance(output, torch.Tensor) or not can_reduce(output) or not output.numel():
+            return
+        if call == OWN_CALLS:
+            self._cells.add(layer)
+        with torch.no_grad():
+            if isinstance(module, _RECTIFIERS):
+                self._see_rectifier((layer, call), output.detach())
+                self._let_follow(hook, (layer, call), output)
+            else:
+                self._see_bounded((layer, call), module, output.detach())
 
-        return forward
+    def _let_follow(self, hook: Any, place: tuple[str, int], output: torch.Tensor) -> None:
+        """Let the hook keep the maximum from now on, where it is one that C can update in place."""
+        top = self._alive[place]
+        if top.is_cpu and top.dtype is torch.float32 and top.is_contiguous() and output.dim() > 1:
+            inner = math.prod(output.shape[2:]) if output.dim() in (4, 5) else 1
+            self._followed.add(hook)
+            hook.follow(place[1], top, top.data_ptr(), top.numel(), inner, tuple(output.shape[1:]))
 
     def _see_rectifier(self, place: tuple[str, int], output: torch.Tensor) -> None:
         if self._settled.get(place) == output.shape[1:]:
@@ -100,16 +96,25 @@ class UnitProbe:
             known, seen = torch.zeros_like(count), 0
         self._flat[place] = (known.to(count.device) + count, seen + rows.shape[0])
 
-    def close_step(self) -> None:
-        """End the step; what is known of the units stays."""
-        self._calls.clear()
-        self.gate.close_step()
+    def _tops(self, layer: str) -> list[torch.Tensor]:
+        """Return the largest entry that each unit of a rectifier ever put out, a tensor a place in the net."""
+        tops = [self._alive[layer, call] for call in range(OWN_CALLS + 1) if (layer, call) in self._alive]
+        if layer in self._cells and len({top.shape for top in tops}) == 1:
+            tops = [torch.stack(tops).amax(0)]
+        return tops
+
+    def dead_units(self) -> tuple[int, int]:
+        """Return (dead, all) units of the rectifiers so far; (0, 0) on an accelerator, where it would wait."""
+        tops = [top for layer, _ in self._layers for top in self._tops(layer)]
+        if not all(top.is_cpu for top in tops):
+            return 0, 0
+        return sum(int((top <= 0).sum()) for top in tops), sum(top.numel() for top in tops)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is known of the units so far."""
         return {
             "cells": sorted(self._cells),
-            "alive": [(*place, top) for place, top in self._alive.items()],
+            "alive": [(*place, top.clone()) for place, top in self._alive.items()],  # hooks write into them
             "settled": [(*place, list(shape)) for place, shape in self._settled.items()],
             "flat": [(*place, count, seen) for place, (count, seen) in self._flat.items()],
         }
@@ -120,18 +125,16 @@ class UnitProbe:
         self._alive = {(layer, call): top for layer, call, top in state["alive"]}
         self._settled = {(layer, call): torch.Size(shape) for layer, call, shape in state["settled"]}
         self._flat = {(layer, call): (count, seen) for layer, call, count, seen in state["flat"]}
+        for hook in self._followed:
+            hook.forget()
 
     def frame(self) -> pd.DataFrame:
         """Return `trace.units` so far."""
         nan = float("nan")
         rows: list[tuple[str, int, float, float]] = []
         for layer, _ in self._layers:
-            places = [(layer, call) for call in range(_OWN_CALLS + 1)]
-            tops = [_on_host(self._alive[place]) for place in places if place in self._alive]
-            flat_at = [self._flat[place] for place in places if place in self._flat]
-            counts = [(_on_host(count), seen) for count, seen in flat_at]
-            if layer in self._cells and len({top.shape for top in tops}) == 1:
-                tops = [torch.stack(tops).amax(0)]
+            tops = self._tops(layer)
+            counts = [self._flat[layer, call] for call in range(OWN_CALLS + 1) if (layer, call) in self._flat]
             if layer in self._cells and len({count.shape for count, _ in counts}) == 1:
                 counts = [(torch.stack([count for count, _ in counts]).sum(0), sum(seen for _, seen in counts))]
             if tops:

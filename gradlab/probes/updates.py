@@ -15,6 +15,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gradlab.errors import UsageError
+from gradlab.probes.arithmetic import SgdGroup, sgd_groups
 from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.hooks import Hook, MethodHook
 from gradlab.probes.parameters import ParameterProbe, ReadScale, clip_coefficient
@@ -34,7 +35,6 @@ class StepNumbers(NamedTuple):
     loss_scales: list[float]
     skipped: float
     learning_rate: float
-    grad_norm: float
     clip: float
 
 
@@ -100,6 +100,7 @@ class UpdateProbe:
         self._handles: list[Any] = []
         self._idle: set[int] = set()  # ids of optimizers that are not waited for
         self._updates: Counter[int] = Counter()
+        self._hook_ids: dict[int, tuple[int, int]] = {}  # by id of the optimizer
         self._in_scaler = self._stepped = False
         self.discard()
 
@@ -124,8 +125,10 @@ class UpdateProbe:
     def attach(self) -> None:
         """Hook the optimizers and the scaler."""
         for optimizer in self._optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(Hook(_uncompiled(self._before_step))))
-            self._handles.append(optimizer.register_step_post_hook(Hook(_uncompiled(self._after_step))))
+            before = optimizer.register_step_pre_hook(Hook(_uncompiled(self._before_step)))
+            after = optimizer.register_step_post_hook(Hook(_uncompiled(self._after_step)))
+            self._handles += [before, after]
+            self._hook_ids[id(optimizer)] = before.id, after.id
         if self._optimizers:
             # The process keeps this hook: it must not keep the probe, and the model, alive.
             of_others = weakref.WeakMethod(self._after_others_step)
@@ -182,7 +185,7 @@ class UpdateProbe:
             if "closure" in kwargs:
                 return args, {**kwargs, "closure": wrapped}
             return (args[0], wrapped, *args[2:]), kwargs
-        self._read(optimizer, updated=True)
+        self._read(optimizer, updated=True, groups=sgd_groups(optimizer, *self._hook_ids[id(optimizer)]))
         return None
 
     def _read_after(self, closure: Callable[[], Any], optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
@@ -198,7 +201,9 @@ class UpdateProbe:
 
         return wrapped
 
-    def _read(self, optimizer: torch.optim.Optimizer, *, updated: bool) -> None:
+    def _read(
+        self, optimizer: torch.optim.Optimizer, *, updated: bool, groups: Sequence[SgdGroup] | None = None
+    ) -> None:
         # A fused optimizer unscales inside its kernel: until then its gradients carry the loss scale.
         inside, found = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
         scale = 1.0 if inside is None else self._buffer.values([inside])
@@ -207,7 +212,8 @@ class UpdateProbe:
         clip = self._clip if self._clip_calls == self._forward_calls() else (math.nan, math.nan)
         mine = _held(optimizer)
         others = {param for one in self._optimizers if one is not optimizer for param in _held(one)} - mine
-        self._params.before_update(ReadScale(scale, *clip), but=others, keep=mine if updated else ())
+        keep = mine if updated else ()
+        self._params.before_update(ReadScale(scale, *clip), but=others, keep=keep, groups=groups)
 
     def read_now(self) -> None:
         """Read all parameters where no optimizer is known."""
@@ -289,7 +295,7 @@ class UpdateProbe:
     def _end_span(self, scale: int | float) -> None:
         """Keep the scale of the gradients that came since the update before; scaler.update() may change it now."""
         self._loss_scales.append(scale)
-        self._buffer.span += 1
+        self._buffer.end_span()
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -305,6 +311,8 @@ class UpdateProbe:
         self.discard()
 
         def deliver(rows: Rows) -> StepNumbers:
+            params(rows)
+
             def number(value: int | float) -> float:
                 return float(rows[value, 0]) if isinstance(value, int) else value
 
@@ -313,7 +321,6 @@ class UpdateProbe:
                 loss_scales=[number(scale) for scale in scales],
                 skipped=float(any(number(one) > 0 for one in found)),
                 learning_rate=number(rate),
-                grad_norm=params(rows),
                 clip=clip_coefficient(number(clip[0]), number(clip[1])),
             )
 

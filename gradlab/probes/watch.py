@@ -12,11 +12,14 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from gradlab.errors import UsageError
+from gradlab.live import LiveView
+from gradlab.probes.admission import check_model, check_owner, check_scaler
 from gradlab.probes.batchnorm import BatchNormProbe
 from gradlab.probes.buffer import Rows, StepBuffer
+from gradlab.probes.hooks import HookSwitch, LayerHook
+from gradlab.probes.latest import Latest, as_view
 from gradlab.probes.layers import LayerProbe
 from gradlab.probes.log import TableLog
 from gradlab.probes.parameters import ParameterProbe, describe_parameters
@@ -31,7 +34,8 @@ from gradlab.trace import Trace
 
 __all__ = ["LayerSelection", "Probe", "watch"]
 
-_STEP = ("loss", "seconds", "skipped", "loss_scale", "learning_rate", "grad_norm", "clip")
+_STEP = ("loss", "seconds", "skipped", "loss_scale", "learning_rate", "clip_coefficient")
+_ONE_ROW = ((),)  # a step has no key but its number
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -44,6 +48,7 @@ def watch(
     timesteps: bool | int = False,
     scaler: torch.amp.GradScaler | None = None,
     without_grad: bool = False,
+    live: bool | LiveView = False,
 ) -> Probe:
     """Watch a model train: per-layer signal and gradient, parameters, BatchNorm. Training itself is bit-identical.
 
@@ -59,6 +64,8 @@ def watch(
             2k, ... and the last. In recorded steps they then run in chunks: weight gradients are equal to rounding.
         scaler: The GradScaler of AMP training: gradients are recorded unscaled, and skipped updates as such.
         without_grad: Record forward calls under no_grad too; by default an evaluation between steps is not recorded.
+        live: Draw the gradient norm of each layer in the terminal meanwhile, from what is recorded anyway; a
+            `gradlab.live.LiveView` knows more, such as the time to go. Without a terminal one sentence says so.
 
     Returns:
         A probe: a context manager whose `trace` has the tables. Use it with `with`, or call `close()`.
@@ -94,20 +101,15 @@ def watch(
         raise UsageError(f"watch needs a torch.nn.Module; got {type(model).__name__}.")
     if model in _watched:
         raise UsageError("This model is watched already: close the other probe first.")
-    if any(is_lazy(value) for value in [*model.parameters(), *model.buffers()]):
-        raise UsageError("This model has lazy parameters that have no shape yet: run one batch through it first.")
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise UsageError("Parameters of FullyShardedDataParallel are flat local shards: use fully_shard instead.")
+    check_model(model)
     optimizers = as_optimizers(optimizer)
-    if scaler is not None and not optimizers:
-        raise UsageError("watch needs the optimizer with the scaler: only then is it known which gradients are scaled.")
-    if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
-        raise UsageError(f"watch needs a torch.amp.GradScaler as its scaler; got {type(scaler).__name__}.")
+    check_scaler(scaler, optimizers)
     chosen = select(model, layers)
     schedule = as_schedule(every)
     probe = Probe(model, optimizers, chosen, schedule, scaler, timesteps=timesteps, without_grad=without_grad)
     try:
         await_ranks(model.parameters(), [every if isinstance(every, int) else "a schedule", len(optimizers)])
+        probe._live = as_view(live)
     except BaseException:
         probe.close()
         raise
@@ -130,12 +132,12 @@ class Probe:
         without_grad: bool,
     ) -> None:
         params = list(model.named_parameters())
-        _check_owner(params, optimizers)
+        check_owner(params, optimizers)
         self._model, self._schedule = model, schedule
         self._buffer = StepBuffer()
-        self._layers = LayerProbe(layers, self._buffer, without_grad=without_grad)
+        self._units = UnitProbe(layers)
+        self._layers = LayerProbe(layers, self._buffer, without_grad=without_grad, units=self._units)
         self._batchnorm = BatchNormProbe(layers, self._buffer, without_grad=without_grad)
-        self._units = UnitProbe(model, layers, without_grad=without_grad)
         self._recurrent = RecurrentProbe(model, layers, self._buffer, timesteps=timesteps, without_grad=without_grad)
         self._params = ParameterProbe(model, self._buffer)
         self._updates = UpdateProbe(
@@ -147,6 +149,9 @@ class Probe:
             "timesteps": self._recurrent,
         }  # fmt: skip
         self._steps = TableLog((), _STEP)
+        #: Returns the latest recorded step whose numbers have arrived as a `gradlab.live.Snapshot`, or None.
+        self.latest = Latest(self._layers, self._units, self._steps)
+        self._live: LiveView | None = None
         self._layer_names = [name for name, _ in layers]
         self._info: dict[str, Any] = {
             "model": type(model).__name__,
@@ -154,6 +159,7 @@ class Probe:
             **describe_parameters(params, optimizers),
         }
         self._handles: list[Any] = []
+        self._switch = HookSwitch([])
         self._trace: Trace | None = None
         self._step = 0
         self._clock = time.perf_counter()
@@ -166,8 +172,12 @@ class Probe:
         _watched.add(self._model)
         try:
             # BatchNorm's pre-hooks must see the state before the call, and its hook the output before any other's.
-            for probe in (self._layers, self._units, self._batchnorm):
+            for probe in (self._layers, self._batchnorm):
                 self._handles += probe.attach()
+            if self._units:
+                begin_pass = LayerHook(lambda *_: self._layers.begin_pass())
+                self._handles.append(self._model.register_forward_pre_hook(begin_pass))
+            self._switch = HookSwitch(self._handles)
             self._updates.attach()
             self._begin_step()
         except BaseException:
@@ -192,8 +202,11 @@ class Probe:
             for handle in self._handles:
                 handle.remove()
             self._handles = []
+            self._switch.forget()
             self._updates.detach()
             _watched.discard(self._model)
+            if self._live is not None:
+                self._live.close(self.latest)
 
     def __enter__(self) -> Probe:
         return self
@@ -241,7 +254,7 @@ class Probe:
         if not (self._open and self._updates.optimizers):
             raise UsageError("Only an open probe that was given an optimizer can follow another one.")
         optimizers = as_optimizers(optimizer)
-        _check_owner(list(self._model.named_parameters()), optimizers)
+        check_owner(list(self._model.named_parameters()), optimizers)
         self._updates.follow(optimizers)
 
     def tap(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
@@ -282,9 +295,11 @@ class Probe:
         if not self._recording:
             return
         if loss is not None:
-            self._updates.tell_loss(self._scalar(loss, "loss"))
+            self._updates.tell_loss(self._buffer.scalar(loss, "loss"))
         if clip is not None:
-            self._updates.tell_clip(self._scalar(clip[0], "total norm"), self._scalar(clip[1], "max_norm"))
+            self._updates.tell_clip(
+                self._buffer.scalar(clip[0], "total norm"), self._buffer.scalar(clip[1], "max_norm")
+            )
 
     @property
     def trace(self) -> Trace:
@@ -340,19 +355,9 @@ class Probe:
 
     def _set_recording(self, recording: bool) -> None:
         self._recording = self._updates.recording = recording
-        for probe in (self._layers, self._batchnorm, self._units):
-            probe.gate.recording = recording
+        self._layers.gate.recording = self._batchnorm.gate.recording = recording
+        self._switch.on() if recording else self._switch.off()
         self._recurrent.set_recording(recording)
-
-    def _scalar(self, value: torch.Tensor | float, what: str = "value") -> int | float:
-        """Return a plain number as it is (a float) and a tensor as the slot it was put in (an int)."""
-        if isinstance(value, torch.Tensor) and value.numel() == 1:
-            return self._buffer.values([value])
-        try:
-            return float(value)
-        except (TypeError, ValueError, RuntimeError):
-            got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"{value!r:.60}"
-            raise UsageError(f"log: the {what} must be a number or have one entry; got {got}.") from None
 
     def _close_step(self) -> None:
         now = time.perf_counter()
@@ -368,7 +373,6 @@ class Probe:
 
     def _deliver_later(self, step: int, seconds: float) -> None:
         updates = self._updates.close_step(step)
-        self._units.close_step()
         layers, batchnorm = self._layers.close_step(step), self._batchnorm.close_step(step)
         recurrent = self._recurrent.close_step(step)
 
@@ -378,20 +382,16 @@ class Probe:
             batchnorm(rows)
             recurrent(rows, told.loss_scales)
             last_scale = told.loss_scales[-2:][0]  # that of the last update; the one after it was not used yet
-            row = (told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.grad_norm, told.clip)
-            self._steps.append(step, [()], {n: np.array([v]) for n, v in zip(_STEP, row, strict=True)})
+            row = (told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.clip)
+            self._steps.append(step, _ONE_ROW, np.array([row]))
 
         self._buffer.flush(deliver)
+        if self._live is not None:
+            self._live.show(self.latest)
 
     def _steps_frame(self) -> pd.DataFrame:
         frame = self._steps.frame()
         if len(frame):
-            frame = frame.rename(columns={"clip": "clip_coefficient"}).astype({"skipped": bool})
+            frame = frame.astype({"skipped": bool})
+            frame.insert(6, "grad_norm", [self._params.total(step) for step in frame["step"]])
         return frame
-
-
-def _check_owner(params: list[tuple[str, nn.Parameter]], optimizers: tuple[torch.optim.Optimizer, ...]) -> None:
-    own = {id(param) for _, param in params}
-    for optimizer in optimizers:
-        if own.isdisjoint(id(param) for group in optimizer.param_groups for param in group["params"]):
-            raise UsageError("The optimizer holds none of the model's parameters: give the model's own optimizer.")

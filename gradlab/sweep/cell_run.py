@@ -8,15 +8,16 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradlab.errors import GradlabError, StoreError
 from gradlab.study import Cell, CellContext, CellResult
+from gradlab.sweep.groups import CellGroup
 from gradlab.sweep.store import finished_cell, save_cell
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Outcome", "Progress", "Stopped", "checkpoint_folder", "limit_message", "run_cell"]
 
-#: Called in the driver with (cell, steps done, steps in all, loss or None).
-Progress = Callable[[Cell, int, int, float | None], None]
+#: Called in the driver with (cell, steps done, steps in all, loss or None) and, of a `live` job, the latest recorded
+#: step of the training in it as a `gradlab.live.Snapshot`, or None where there is none new.
+Progress = Callable[..., None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +53,8 @@ class Job:
         data_dir: Where data sets lie, if the user said.
         limit: Seconds that a cell may take; 0 for no limit.
         checkpoint_every: Seconds between two states that a training cell keeps; 0 keeps none.
+        run_seeds: Part -> function that runs a group of its cells; see `Study`.
+        live: Somebody looks on: progress comes with the gradient norms of the layers.
     """
 
     run: Callable[[Cell, CellContext], CellResult]
@@ -59,6 +63,8 @@ class Job:
     data_dir: Path | None
     limit: float = 0.0
     checkpoint_every: float = 60.0
+    run_seeds: Mapping[str, Callable[[Sequence[Cell], CellContext], Sequence[CellResult]]] = field(default_factory=dict)
+    live: bool = False
 
 
 class Stopped(BaseException):  # no error: it passes through "except Exception" in a cell
@@ -75,7 +81,11 @@ def limit_message(limit: float) -> str:
 
 
 def run_cell(job: Job, cell: Cell, report: Callable[[int, int, float | None], None]) -> Outcome:
-    """Run one cell in this process and store what it measured; failures come back as an outcome, never raised."""
+    """Run one cell, or a group, in this process and store what it measured.
+
+    Failures come back as an outcome, never raised. The outcome of a group is that of all its cells: "done" where each
+    is stored.
+    """
     from gradlab.runtime import explain_memory, resolve_device, seed_everything
 
     wall, cpu = time.perf_counter(), time.process_time()
@@ -86,13 +96,17 @@ def run_cell(job: Job, cell: Cell, report: Callable[[int, int, float | None], No
         seed_everything(int(cell.settings.get("seed", 0)))
         with _alarm(job.limit):
             context = CellContext(device=device, data_dir=job.data_dir, progress=report, checkpoint=kept)
-            result = job.run(cell, context)
+            measured = _measure(job, cell, context)
         seconds = time.perf_counter() - wall
-        facts = {"seconds": seconds, "cpu_seconds": time.process_time() - cpu, "device": job.device}
-        try:
-            save_cell(job.folder, cell, result, facts)
-        except StoreError as error:
-            return _not_stored(job, cell, error)
+        share = len(measured)
+        facts = {"seconds": seconds / share, "cpu_seconds": (time.process_time() - cpu) / share, "device": job.device}
+        for own, result in measured:
+            try:
+                save_cell(job.folder, own, result, facts | ({"together": share} if share > 1 else {}))
+            except StoreError as error:
+                return _not_stored(job, own, error)
+        if isinstance(cell, CellGroup):
+            return Outcome(cell=cell, status="done", seconds=seconds)
         if kept is not None:
             kept.clear()
         said = " ".join([*(kept.notes if kept is not None else ()), result.message]).strip()
@@ -112,6 +126,12 @@ def run_cell(job: Job, cell: Cell, report: Callable[[int, int, float | None], No
         return _bug(job, cell, error)
 
 
+def _measure(job: Job, cell: Cell, context: CellContext) -> list[tuple[Cell, CellResult]]:
+    if not isinstance(cell, CellGroup):
+        return [(cell, job.run(cell, context))]
+    return list(zip(cell.cells, job.run_seeds[cell.part](cell.cells, context), strict=True))
+
+
 def checkpoint_folder(run: Path, key: str) -> Path:
     """Return where a cell of a run keeps its state until it is stored."""
     return run / "checkpoints" / key
@@ -120,7 +140,7 @@ def checkpoint_folder(run: Path, key: str) -> Path:
 def _checkpoint(job: Job, cell: Cell) -> Checkpoint | None:
     from gradlab.checkpoint import Checkpoint  # here, for it loads torch
 
-    if not job.checkpoint_every:
+    if not job.checkpoint_every or isinstance(cell, CellGroup):
         return None
     # A state of other code is not gone on with: the two halves of the run would be of different experiments.
     identity = f"{cell.key} {metadata.version('gradlab')} {_code(job.run):08x}"

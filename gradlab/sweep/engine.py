@@ -18,6 +18,7 @@ from multiprocessing import connection
 from typing import Any
 
 from gradlab.errors import ResourceError
+from gradlab.live import offered_snapshot
 from gradlab.study import Cell
 from gradlab.sweep.cell_run import Job, Outcome, Progress, Stopped, limit_message, run_cell
 from gradlab.sweep.store import finished_cell
@@ -60,7 +61,8 @@ def _work(job: Job, cell: Cell) -> Outcome:
         now = time.monotonic()
         if now - last > _REPORT_EVERY or done == total:
             last = now
-            _worker["reports"].put((cell.key, os.getpid(), done, total, loss))
+            layers = (offered_snapshot(),) if job.live else ()
+            _worker["reports"].put((cell.key, os.getpid(), done, total, loss, *layers))
 
     if _worker["stop"].is_set():
         return Outcome(cell=cell, status="stopped")
@@ -100,7 +102,7 @@ def run_cells(
     if workers == 0:
         with _one_thread():
             for cell in left:
-                yield run_cell(job, cell, lambda done, total, loss, cell=cell: progress(cell, done, total, loss))  # type: ignore[misc]
+                yield run_cell(job, cell, _here(job, cell, progress))
         return
     while left:
         suspects, left, began = yield from _in_pool(job, left, workers, progress, stopping)
@@ -111,6 +113,24 @@ def run_cells(
         if left and not began:
             yield from (Outcome(cell=cell, status="failed", message=_NO_WORKER, exit_code=1) for cell in left)
             return
+
+
+def _here(job: Job, cell: Cell, progress: Progress) -> Callable[[int, int, float | None], None]:
+    """Return what a cell in this process reports to: of each step, and of its layers as seldom as a worker does."""
+    last = 0.0
+
+    def report(done: int, total: int, loss: float | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if not job.live:
+            progress(cell, done, total, loss)
+        elif now - last > _REPORT_EVERY or done == total:
+            last = now
+            progress(cell, done, total, loss, offered_snapshot())
+        else:
+            progress(cell, done, total, loss, None)
+
+    return report
 
 
 _DIED = "Its worker process died, twice (killed for memory?): try fewer --workers or smaller settings."
@@ -181,12 +201,12 @@ class _Watch:
         self._limit = limit
         self._running: dict[str, tuple[int, float]] = {}
 
-    def report(self, told: tuple[str, int, int, int, float | None], progress: Progress) -> None:
-        key, process, done, total, loss = told
+    def report(self, told: tuple[Any, ...], progress: Progress) -> None:
+        key, process, done, total, loss, *layers = told
         if key in self.cells:  # a late report of a cell that has ended says nothing
             self.begun.add(key)
             self._running.setdefault(key, (process, time.monotonic()))
-            progress(self.cells[key], done, total, loss)
+            progress(self.cells[key], done, total, loss, *layers)
 
     def kill_hanging(self) -> None:
         now = time.monotonic()

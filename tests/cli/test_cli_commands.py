@@ -39,7 +39,8 @@ def test_every_command_has_help(cli: Cli, name: str) -> None:
 def test_help_names_the_commands_in_the_order_of_their_use(cli: Cli) -> None:
     lines = [line.split()[0] for line in cli("--help").stdout.partition("Commands:")[2].splitlines() if line.strip()]
     assert lines == [
-        "list", "run", "resume", "ls", "show", "claims", "figures", "compare", "rm", "diagnose", "bench", "doctor",
+        "list", "run", "resume", "ls", "show", "claims", "figures", "compare", "report", "rm", "diagnose", "bench",
+        "doctor",
     ]  # fmt: skip
 
 
@@ -230,3 +231,9 @@ def test_doctor_fails_where_something_will_not_work(cli: Cli, tmp_path: Path) ->
     failed = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("FAIL")]
     assert failed == ["data", "out"]
     assert result.exit_code == 1
+
+
+def test_run_live_without_a_terminal_is_one_sentence(cli: Callable[..., Result]) -> None:
+    result = cli("run", "toy", "--preset", "smoke", "--workers", "0", "--live")
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[0] == "gradlab: --live shows nothing here: there is no terminal to draw in."

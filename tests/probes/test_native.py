@@ -57,12 +57,28 @@ def test_unwritable_cache_is_said_and_survived(tmp_path):
 @needs_kernel
 def test_is_built_once_and_a_damaged_one_does_no_harm(tmp_path):
     assert ask(tmp_path)[1] == "True"
-    (library,) = tmp_path.rglob("*.so")
-    before = library.stat().st_mtime_ns
+    libraries = {path.name.partition("-")[0]: path for path in tmp_path.rglob("*.so")}
+    before = [path.stat().st_mtime_ns for path in libraries.values()]
     assert ask(tmp_path)[1] == "True"
-    assert library.stat().st_mtime_ns == before
-    library.write_bytes(b"not a library")
+    assert [path.stat().st_mtime_ns for path in libraries.values()] == before
+    if "hooks" in libraries:
+        libraries["hooks"].write_bytes(b"not a library")
+        text, there = ask(tmp_path)
+        assert there == "True"
+        assert "hooks in Python" in text
+    libraries["reduce"].write_bytes(b"not a library")
     assert ask(tmp_path)[1] == "False"
+
+
+@needs_kernel
+def test_without_pythons_headers_the_hooks_are_pythons(tmp_path):
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    hidden = "from gradlab.probes import native; native.sysconfig.get_paths = lambda: {'include': '/nowhere'}\n"
+    done = subprocess.run([sys.executable, "-c", hidden + ASK], env=env, capture_output=True, text=True, check=True)
+    text, there = done.stdout.splitlines()
+    assert there == "True"
+    assert "headers are not installed" in text
+    assert [path.name.partition("-")[0] for path in tmp_path.rglob("*.so")] == ["reduce"]
 
 
 @needs_kernel

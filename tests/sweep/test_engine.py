@@ -120,6 +120,20 @@ def test_progress_is_told_of_each_step(start: Start, toy: Any) -> None:
     assert seen == [("work 1 seed 0", done, 3, done - 1.0) for done in (1, 2, 3)]
 
 
+def test_progress_of_a_live_job_brings_the_layers_of_the_training_in_it(start: Start, toy: Any) -> None:
+    words = toy.Settings(value=(1,), seeds=1, train=4)
+    run = start("value=1", "seeds=1", "train=4")
+    told: list[tuple[Any, ...]] = []
+    job = Job(run=toy.run, folder=run.folder, device="cpu", data_dir=None, live=True)
+    outcomes = list(run_cells(job, toy.plan(words), workers=0, progress=lambda cell, *rest: told.append(rest)))
+    assert [outcome.status for outcome in outcomes] == ["done", "done"]
+    last = [snapshot for done, total, _, snapshot in told if done == total]
+    assert last[1] is None  # nothing is watched in the other cell
+    layers = run.table("layers", "train").query("step == 3")
+    assert (last[0].step, [group.first for group in last[0].groups]) == (3, layers.layer.tolist())
+    assert [group.smallest for group in last[0].groups] == pytest.approx(layers.grad_norm.tolist(), rel=0, nan_ok=True)
+
+
 def test_long_cells_start_first(start: Start, go: Go, ran: Callable[[], list[str]]) -> None:
     words = ("value=1", "seeds=1", "trouble=diverge")
     go(start(*words), *words)

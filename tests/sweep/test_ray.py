@@ -119,12 +119,12 @@ def test_a_task_whose_process_dies_runs_again_and_then_fails_alone(
 
 def test_a_cell_past_its_limit_fails_alone(start: Start, toy: Any, cluster: Any) -> None:
     cells = toy.plan(toy.Settings(value=(1,), seeds=1, trouble=("hang",)))
-    job = Job(run=toy.run, folder=start("value=1", "seeds=1").folder, device="cpu", data_dir=None, limit=1.0)
+    job = Job(run=toy.run, folder=start("value=1", "seeds=1").folder, device="cpu", data_dir=None, limit=8.0)
     seen: list[str] = []
     engine = RayEngine(address=cluster.address)
     ended = engine(job, cells, workers=2, progress=lambda cell, *_: seen.append(cell.label))
     messages = {outcome.cell.label: outcome.message for outcome in ended}
-    assert "past its limit of 1 s" in messages.pop("hang")
+    assert "past its limit of 8 s" in messages.pop("hang")
     assert messages == {"work 1 seed 0": ""}
     assert "hang" in seen
 

@@ -1,0 +1,128 @@
+"""Where the rows of a step lie: host memory that the kernel writes to, and a tensor on each accelerator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import numpy as np
+import torch
+
+from gradlab.probes import native
+from gradlab.probes.reduce import ROW, has_memory, is_dense
+
+__all__ = ["MISSING", "DeviceRows", "HostRows", "PlainRows", "wide_dtype"]
+
+#: Stands for the slot of a gradient that is None.
+MISSING = -2
+_ROW_BYTES = 8 * len(ROW)
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest dtype of floats that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+@final
+class DeviceRows:
+    """Rows of one accelerator: a preallocated tensor that grows by doubling between steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.tensor = torch.full((256, len(ROW)), float("nan"), device=device, dtype=wide_dtype(device))
+        self.slots: list[int] = []  # slot of each row in use
+
+    def next_row(self, slot: int) -> torch.Tensor:
+        return self.next_rows((slot,))[0]
+
+    def next_rows(self, slots: Sequence[int]) -> torch.Tensor:
+        first = len(self.slots)
+        self.slots += slots
+        while len(self.slots) > len(self.tensor):
+            self.tensor = torch.cat([self.tensor, torch.full_like(self.tensor, float("nan"))])
+        return self.tensor[first : len(self.slots)]
+
+
+@final
+class PlainRows:
+    """Takes slots for tensors that need no other way than the kernel's: the way through Python (in C: hooks.c).
+
+    -1 stands for a tensor that has to go another way.
+    """
+
+    def __init__(self, address: Callable[[int], int]) -> None:
+        self.slots = self.span = 0
+        self.gradients_are_shared = False  # here each is read by whoever needs it
+        self._address, self._kernel = address, native.kernel()
+
+    def place(self, base: int, capacity: int) -> None:
+        """Take where rows lie: asked for each time here."""
+
+    def _take(self) -> int:
+        self.slots += 1
+        return self._address(self.slots - 1)
+
+    def reduce(self, x: torch.Tensor, how: int) -> int:
+        """Reduce a tensor: 0 for all statistics, 1 without moments, 2 for its norm."""
+        if self._kernel is None or not _is_plain(x):
+            return -1
+        if how == 2:
+            self._kernel.norm_at(x.data_ptr(), None, x.numel(), self._take())
+        else:
+            self._kernel.row_at(x.data_ptr(), x.numel(), how == 0, self._take())
+        return self.slots - 1
+
+    def reduce_shared(self, _: torch.Tensor) -> int:
+        return -1
+
+    def same_gradient(self, _: torch.Tensor, _slot: int) -> int:
+        return -1
+
+    def parameters(self, params: list[torch.Tensor]) -> bytes:
+        slots = [
+            (self.reduce(param, 2), MISSING if (grad := param.grad) is None else self.reduce(grad, 2))
+            for param in params
+        ]
+        return np.array(slots, dtype=np.int64).tobytes()
+
+    def sgd(self, *_: object) -> None:
+        return None
+
+    def difference(self, new: torch.Tensor, old: torch.Tensor) -> int:
+        alike = self._kernel is not None and _is_plain(new) and _is_plain(old)
+        if self._kernel is None or not (alike and new.is_contiguous() and old.is_contiguous()):
+            return -1
+        self._kernel.norm_at(new.data_ptr(), old.data_ptr(), new.numel(), self._take())
+        return self.slots - 1
+
+    def batchnorm(self, *_: object) -> int:
+        return -1
+
+    def discard(self) -> None:
+        self.slots = self.span = 0
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    return x.dtype is torch.float32 and x.is_cpu and has_memory(x) and is_dense(x) and x.numel() > 0
+
+
+@final
+class HostRows:
+    """Rows in host memory, at addresses that the kernel writes to: a preallocated array that grows by doubling."""
+
+    def __init__(self) -> None:
+        self.array = np.full((256, len(ROW)), np.nan)
+        self.moved: Callable[[int, int], object] = lambda _base, _capacity: None
+        self._base = self.array.ctypes.data
+
+    def address(self, slot: int) -> int:
+        if slot >= len(self.array):
+            while slot >= len(self.array):
+                self.array = np.vstack([self.array, np.full_like(self.array, np.nan)])
+            self._base = self.array.ctypes.data
+            self.moved(self._base, len(self.array))
+        return self._base + slot * _ROW_BYTES
+
+    def put(self, slot: int, row: tuple[float, ...]) -> None:
+        self.address(slot)
+        self.array[slot, : len(row)] = row
+        self.array[slot, len(row) :] = np.nan

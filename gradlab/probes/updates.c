@@ -1,0 +1,151 @@
+/* Part of hooks.c: norms of parameters, their gradients and what SGD is about to add to them, all parameters at once. */
+
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define FMA(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define FMA(a, b, c) ((a) * (b) + (c))
+#endif
+
+#define NOT_PLAIN (-1)
+#define MISSING (-2)
+
+typedef struct {
+  float lr, momentum, undamped, decay, sign; /* undamped: 1 - dampening; sign: -1 to maximize */
+  int nesterov;
+} Sgd;
+
+/* An entry after the update, by the operations of torch.optim.SGD in float32 and in their order. */
+static inline float stepped(float w, float g, float b, int begun, const Sgd *s) {
+  float d = FMA(w, s->decay, s->sign * g);
+  float buffer = begun ? FMA(d, s->undamped, b * s->momentum) : d;
+  return FMA(s->nesterov ? FMA(buffer, s->momentum, d) : buffer, -s->lr, w);
+}
+
+/* Sums of squares of w, g and the update in one read; b is the momentum buffer, or null where there is none yet. */
+static void sgd_squares(const float *w, const float *g, const float *b, int64_t n, const Sgd *s, double *squares) {
+  squares[0] = squares[1] = squares[2] = 0;
+  for (int64_t start = 0; start < n; start += BLOCK) {
+    int64_t end = n - start < BLOCK ? n : start + BLOCK, k = start;
+    float qw[LANES] = {0}, qg[LANES] = {0}, qu[LANES] = {0};
+#define STEP(at, lane, begun)                                                                                          \
+  do {                                                                                                                 \
+    float vw = w[at], vg = g[at], u = stepped(vw, vg, (begun) ? b[at] : 0, begun, s) - vw;                              \
+    qw[lane] += vw * vw, qg[lane] += vg * vg, qu[lane] += u * u;                                                       \
+  } while (0)
+    if (b)
+      for (; k + LANES <= end; k += LANES)
+        for (int l = 0; l < LANES; l++) STEP(k + l, l, 1);
+    else
+      for (; k + LANES <= end; k += LANES)
+        for (int l = 0; l < LANES; l++) STEP(k + l, l, 0);
+    for (int l = 0; k < end; k++, l++) STEP(k, l, b != NULL);
+#undef STEP
+    for (int l = 0; l < LANES; l++) squares[0] += qw[l], squares[1] += qg[l], squares[2] += qu[l];
+  }
+}
+
+/* The same for the update alone, where its squares leave float32's range. */
+static double sgd_update_exactly(const float *w, const float *g, const float *b, int64_t n, const Sgd *s, double *bad) {
+  double squares = 0;
+  *bad = 0;
+  for (int64_t k = 0; k < n; k++) {
+    float u = stepped(w[k], g[k], b ? b[k] : 0, b != NULL, s) - w[k];
+    squares += (double)u * u, *bad += !(u - u == 0.0f);
+  }
+  return squares;
+}
+
+static int safe(double squares) { return isfinite(squares) && squares >= SAFE_SQUARES; }
+
+static void norm_row(double *row, double squares, double nonfinite) {
+  for (int k = 0; k < 8; k++) row[k] = NAN;
+  row[0] = 1.0, row[2] = squares, row[7] = nonfinite;
+}
+
+/* parameters(params): shape (n, 2) as bytes: the slots of each parameter and its gradient, NOT_PLAIN or MISSING. */
+static PyObject *rows_parameters(Rows *self, PyObject *params) {
+  if (!PyList_Check(params)) return PyErr_SetString(PyExc_TypeError, "parameters takes a list"), NULL;
+  Py_ssize_t count = PyList_GET_SIZE(params);
+  PyObject *made = PyBytes_FromStringAndSize(NULL, 2 * count * (Py_ssize_t)sizeof(int64_t));
+  int64_t *slots = made ? (int64_t *)PyBytes_AS_STRING(made) : NULL;
+  for (Py_ssize_t k = 0; made && k < count; k++) {
+    Plain x;
+    PyObject *param = PyList_GET_ITEM(params, k), *grad = PyObject_GetAttr(param, s_grad);
+    slots[2 * k] = plain(param, &x) ? reduce_plain(self, &x, 2) : NOT_PLAIN;
+    slots[2 * k + 1] = grad == Py_None ? MISSING : grad && plain(grad, &x) ? reduce_plain(self, &x, 2) : NOT_PLAIN;
+    Py_XDECREF(grad);
+    if (!grad || PyErr_Occurred()) Py_CLEAR(made);
+  }
+  return made;
+}
+
+/* sgd(params, buffers, lr, momentum, undamped, decay, sign, nesterov): shape (n, 3) as bytes: the slots of each
+ * parameter, its gradient and its coming update, or NOT_PLAIN in all three. What is to come of it is kept for `stepped`. */
+static PyObject *rows_sgd(Rows *self, PyObject *args) {
+  PyObject *params, *buffers;
+  Sgd s;
+  if (!PyArg_ParseTuple(args, "O!O!fffffp", &PyList_Type, &params, &PyList_Type, &buffers, &s.lr, &s.momentum,
+                        &s.undamped, &s.decay, &s.sign, &s.nesterov))
+    return NULL;
+  Py_ssize_t count = PyList_GET_SIZE(params);
+  if (PyList_GET_SIZE(buffers) != count) return PyErr_SetString(PyExc_ValueError, "one buffer a parameter"), NULL;
+  if (self->told + count > self->told_room) {
+    Foretold *foretold = PyMem_Realloc(self->foretold, (self->told + count) * sizeof(Foretold));
+    if (!foretold) return PyErr_NoMemory();
+    self->foretold = foretold, self->told_room = self->told + count;
+  }
+  PyObject *made = PyBytes_FromStringAndSize(NULL, 3 * count * (Py_ssize_t)sizeof(int64_t));
+  int64_t *slots = made ? (int64_t *)PyBytes_AS_STRING(made) : NULL;
+  for (Py_ssize_t k = 0; made && k < count; k++) {
+    PyObject *param = PyList_GET_ITEM(params, k), *buffer = PyList_GET_ITEM(buffers, k);
+    PyObject *grad = PyObject_GetAttr(param, s_grad);
+    Plain w, g, b = {0};
+    slots[3 * k] = slots[3 * k + 1] = slots[3 * k + 2] = NOT_PLAIN;
+    int fits = grad && plain(param, &w) && plain(grad, &g) && g.n == w.n && g.last == w.last &&
+               (buffer == Py_None || (plain(buffer, &b) && b.n == w.n && b.last == w.last));
+    Py_XDECREF(grad); /* the parameter holds it */
+    double *rows[3], squares[3], bad;
+    for (int kind = 0; fits && kind < 3; kind++)
+      if (!(rows[kind] = take_row(self, &slots[3 * k + kind]))) fits = 0;
+    if (PyErr_Occurred()) {
+      Py_CLEAR(made);
+      break;
+    }
+    if (!fits) continue;
+    sgd_squares(w.at, g.at, b.at, w.n, &s, squares);
+    rows[0] = self->rows + 8 * slots[3 * k], rows[1] = rows[0] + 8; /* where growing may have moved them */
+    safe(squares[0]) ? norm_row(rows[0], squares[0], 0) : gradlab_norm(w.at, NULL, w.n, rows[0]);
+    safe(squares[1]) ? norm_row(rows[1], squares[1], 0) : gradlab_norm(g.at, NULL, g.n, rows[1]);
+    bad = 0;
+    if (!safe(squares[2])) squares[2] = sgd_update_exactly(w.at, g.at, b.at, w.n, &s, &bad);
+    norm_row(rows[2], squares[2], bad);
+    Foretold *told = &self->foretold[self->told++];
+    *told = (Foretold){.at = w.at, .n = w.n};
+    for (int c = 0; c < CHECKED; c++) {
+      int64_t at = c * (w.n - 1) / (CHECKED - 1);
+      told->value[c] = stepped(w.at[at], g.at[at], b.at ? b.at[at] : 0, b.at != NULL, &s);
+    }
+  }
+  return made;
+}
+
+/* stepped(params): how many of the parameters that `sgd` read since the last call do not hold what it foretold; to be
+ * given in its order. */
+static PyObject *rows_stepped(Rows *self, PyObject *params) {
+  if (!PyList_Check(params)) return PyErr_SetString(PyExc_TypeError, "stepped takes a list"), NULL;
+  Py_ssize_t count = PyList_GET_SIZE(params);
+  long others = count != self->told;
+  for (Py_ssize_t k = 0; k < count && k < self->told; k++) {
+    const Foretold *told = &self->foretold[k];
+    int64_t at = whole_number(PyObject_CallMethodNoArgs(PyList_GET_ITEM(params, k), s_data_ptr));
+    int same = (const float *)(intptr_t)at == told->at;
+    for (int c = 0; same && c < CHECKED; c++) {
+      float is = told->at[c * (told->n - 1) / (CHECKED - 1)], said = told->value[c];
+      /* A compiler may round once where torch rounds twice: two units in the last place. */
+      same = is == said || fabsf(is - said) <= 2.4e-7f * fabsf(said) || (is != is && said != said);
+    }
+    others += !same;
+  }
+  self->told = 0;
+  return PyLong_FromLong(others);
+}
