@@ -13,6 +13,7 @@ from gradlab.cli_bench import bench_group
 from gradlab.cli_diagnose import diagnose_command
 from gradlab.cli_errors import fail, plain_errors
 from gradlab.cli_report import report_command
+from gradlab.cli_reproduce import reproduce_command
 from gradlab.cli_run import resume_command, run_command
 from gradlab.cli_runs import (
     claims_command,
@@ -89,6 +90,7 @@ def _print_study(study: Study) -> None:
 for command in (
     run_command,
     resume_command,
+    reproduce_command,
     ls_command,
     show_command,
     claims_command,

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from gradlab.sweep.driver import Engine, SweepReport
     from gradlab.sweep.store import Run
 
-__all__ = ["resume_command", "run_command"]
+__all__ = ["How", "how_to_run", "resume_command", "run_command", "run_to_end"]
 
 
-def _how_to_run(command: Callable[..., Any]) -> Callable[..., Any]:
+def how_to_run(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a run that are not about what is measured."""
     options = (
         click.option("--device", default=None, help="auto, cpu, cuda, cuda:<n> or mps; 'auto' if not given."),
@@ -63,7 +63,7 @@ def _how_to_run(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _How:
+class How:
     """Options of a run that are not about what is measured."""
 
     device: str | None
@@ -93,7 +93,7 @@ class _How:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting; repeat for several.")
 @click.option("--seeds", type=int, default=None, metavar="N", help="Number of seeds; short for --set seeds=N.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was stopped: only its missing cells run.")
-@_how_to_run
+@how_to_run
 @plain_errors
 def run_command(
     name: str, preset: str | None, overrides: tuple[str, ...], seeds: int | None, resume: str | None, **options: Any
@@ -107,10 +107,10 @@ def run_command(
     if resume is not None:
         if preset is not None or words:
             raise UsageError("--resume goes on with a run's own settings: leave out --preset, --set and --seeds.")
-        _go_on(resume, _How(**options), study)
+        _go_on(resume, How(**options), study)
         return
     settings = parse_settings(study, preset or "default", words)
-    how = _How(**options)
+    how = How(**options)
     _check_seeds(study, how)
     from gradlab.runtime import resolve_device  # after the checks above: it loads torch
     from gradlab.sweep.driver import start_run
@@ -120,22 +120,22 @@ def run_command(
     run = start_run(study, preset or "default", settings, out=how.out, device=where)
     console = make_console()
     say(console, f"Writing to {run.folder}")
-    _run(study, settings, run, where, how, console)
+    sys.exit(run_to_end(study, settings, run, where, how, console))
 
 
 @click.command("resume")
 @click.argument("run", required=False)
-@_how_to_run
+@how_to_run
 @plain_errors
 def resume_command(run: str | None, **options: Any) -> None:
     """Go on with a run that was stopped. RUN is a folder, or a study's name for its latest; without it, the latest."""
     from gradlab.sweep.store import latest_run
 
-    how = _How(**options)
+    how = How(**options)
     _go_on(run if run is not None else str(latest_run(how.out)), how)
 
 
-def _go_on(text: str, how: _How, study: Study | None = None) -> None:
+def _go_on(text: str, how: How, study: Study | None = None) -> None:
     """Go on with the run that `text` means, which must be one of `study` if that is given."""
     from gradlab.catalog import find_study
     from gradlab.study import settings_from
@@ -154,16 +154,31 @@ def _go_on(text: str, how: _How, study: Study | None = None) -> None:
         study.prepare(settings, how.data_dir)
     console = make_console()
     say(console, f"Going on with {run.folder}")
-    _run(study, settings, run, where, how, console)
+    sys.exit(run_to_end(study, settings, run, where, how, console))
 
 
-def _check_seeds(study: Study, how: _How) -> None:
+def _check_seeds(study: Study, how: How) -> None:
     if how.seeds_at_once and not study.run_seeds:
         raise UsageError(f"'{study.name}' has no part whose seeds can be trained at once: leave out --seeds-at-once.")
 
 
-def _run(study: Study, settings: Any, run: Run, where: str, how: _How, console: Console) -> None:
-    """Run the missing cells, judge and draw, and exit."""
+def run_to_end(
+    study: Study, settings: Any, run: Run, where: str, how: How, console: Console, *, brief: bool = False
+) -> int:
+    """Run the missing cells, judge, draw, and say what failed and how to go on.
+
+    Args:
+        study: The run's study.
+        settings: Its settings.
+        run: The run.
+        where: Name of the device, already resolved.
+        how: Options of the command.
+        console: Where progress and claims are shown.
+        brief: Neither print the claims nor name the figures: the caller does so for several runs.
+
+    Returns:
+        The exit code; 128 plus the signal's number where the run was stopped.
+    """
     from gradlab.sweep.driver import sweep
 
     again = ["gradlab", "resume", str(run.folder)]
@@ -178,13 +193,13 @@ def _run(study: Study, settings: Any, run: Run, where: str, how: _How, console: 
             live=_live(how, console), seeds_at_once=how.seeds_at_once,
         )  # fmt: skip
         if report.interrupted:
-            sys.exit(_stopped(run, again, report.signal_number))
-        sys.exit(_conclude(study, report, console, again, strict=how.strict))
+            return _stopped(run, again, report.signal_number)
+        return _conclude(study, report, console, again, strict=how.strict, brief=brief)
     except KeyboardInterrupt:
-        sys.exit(_stopped(run, again, signal.SIGINT))
+        return _stopped(run, again, signal.SIGINT)
 
 
-def _workers(how: _How, where: str, console: Console) -> int:
+def _workers(how: How, where: str, console: Console) -> int:
     if how.workers is not None or how.engine != "local":
         return how.workers or 0
     from gradlab.runtime import available_cores, free_bytes
@@ -196,7 +211,7 @@ def _workers(how: _How, where: str, console: Console) -> int:
     return count
 
 
-def _live(how: _How, console: Console) -> bool:
+def _live(how: How, console: Console) -> bool:
     """Return whether layers are shown; where they cannot be, say why."""
     reason = ""
     if how.live and how.engine != "local":
@@ -208,7 +223,7 @@ def _live(how: _How, console: Console) -> bool:
     return how.live and not reason
 
 
-def _engine(how: _How) -> Engine | None:
+def _engine(how: How) -> Engine | None:
     if how.engine == "local":
         return None
     from gradlab.sweep.ray_engine import RayEngine
@@ -222,17 +237,20 @@ def _stopped(run: Run, again: list[str], number: int) -> int:
     return 128 + number
 
 
-def _conclude(study: Study, report: SweepReport, console: Console, again: list[str], *, strict: bool) -> int:
+def _conclude(
+    study: Study, report: SweepReport, console: Console, again: list[str], *, strict: bool, brief: bool
+) -> int:
     """Print claims and figures of what was run, then what failed; return the exit code."""
     from gradlab.sweep.driver import draw_figures
 
     run, code, unmet = report.run, 0, 0
     if run.cells() and not report.fatal:
         try:
-            unmet = judge_and_print(study, run, console)
+            unmet = judge_and_print(study, run, console, brief=brief)
             with status(console, "Drawing figures"):
                 drawn, missing = draw_figures(study, run)
-            for line in [*(f"Not drawn: {sentence}" for sentence in missing), *(f"Figure {path}" for path in drawn)]:
+            named = [] if brief else [f"Figure {path}" for path in drawn]
+            for line in [*(f"Not drawn: {sentence}" for sentence in missing), *named]:
                 say(console, line)
         except GradlabError as error:
             click.echo(f"gradlab: {error}", err=True)

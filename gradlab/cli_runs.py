@@ -10,7 +10,7 @@ import click
 from gradlab.cli_errors import EXIT_NOT_REPRODUCED, plain_errors
 from gradlab.cli_screen import OUT_HELP, judge_and_print
 from gradlab.cli_screen import console as make_console
-from gradlab.errors import StoreError, unknown
+from gradlab.errors import StoreError, UsageError, unknown
 
 __all__ = ["claims_command", "compare_command", "figures_command", "ls_command", "rm_command", "show_command"]
 
@@ -141,16 +141,30 @@ def claims_command(run: str, out: Path, strict: bool) -> None:
 
 
 @click.command("figures")
-@click.argument("run")
+@click.argument("run", required=False)
 @_OUT
 @click.option("--only", multiple=True, metavar="NAME", help="Draw only this figure; repeat for several.")
+@click.option("--check", is_flag=True, help="Compare the gallery's CSVs with what its tables give; draw nothing.")
+@click.option(
+    "--gallery", type=click.Path(path_type=Path), default=Path("figures"), show_default=True, help="For --check."
+)
 @plain_errors
-def figures_command(run: str, out: Path, only: tuple[str, ...]) -> None:
-    """Draw a run's figures again from its tables. RUN is a folder, or a study's name for its latest."""
+def figures_command(run: str | None, out: Path, only: tuple[str, ...], check: bool, gallery: Path) -> None:
+    """Draw a run's figures again from its tables. RUN is a folder, or a study's name for its latest.
+
+    With --check and no RUN: draw the published gallery's figures again from the tables stored with it, in memory, and
+    compare the data with the stored CSVs, number by number, within a relative difference of 1e-9.
+    """
     from gradlab.catalog import find_study
     from gradlab.sweep.driver import draw_figures
     from gradlab.sweep.store import Run, find_run
 
+    if check:
+        if run is not None or only:
+            raise UsageError("--check looks at the whole gallery: leave out RUN and --only.")
+        sys.exit(_check_gallery(gallery))
+    if run is None:
+        raise UsageError("Say which run: 'gradlab ls' lists them. --check needs none.")
     found = Run(find_run(run, out))
     study = find_study(found.study)
     for name in only:
@@ -165,3 +179,21 @@ def figures_command(run: str, out: Path, only: tuple[str, ...]) -> None:
         click.echo(f"'{study.name}' has no figures.", err=True)
     if missing and not drawn:
         sys.exit(1)
+
+
+def _check_gallery(gallery: Path) -> int:
+    """Print what of a gallery agrees with its tables and what does not; return the exit code."""
+    from gradlab.catalog import find_study
+    from gradlab.gallery import StoredResults, check_folder, gallery_folders, gallery_readme
+
+    wrong = []
+    for folder in gallery_folders(gallery):
+        good, bad = check_folder(find_study(StoredResults(folder).about["study"]), folder)
+        click.echo(f"{folder}: {len(good)} figures agree" if good else f"{folder}: not checked")
+        wrong += bad
+    readme = gallery / "README.md"
+    if not readme.exists() or readme.read_text(encoding="utf-8") != gallery_readme(gallery):
+        wrong.append(f"{readme} is not what the captions give: 'gradlab reproduce --publish {gallery}' writes it.")
+    for sentence in wrong:
+        click.echo(f"gradlab: {sentence}", err=True)
+    return 1 if wrong else 0

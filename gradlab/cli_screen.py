@@ -38,13 +38,13 @@ def status(console: Console, text: str) -> Iterator[None]:
         yield
 
 
-def judge_and_print(study: Study, run: Run, console: Console) -> int:
-    """Decide and print a run's claims; return how many were not reproduced."""
-    from gradlab.claims_report import claims_report
+def judge_and_print(study: Study, run: Run, console: Console, *, brief: bool = False) -> int:
+    """Decide and print a run's claims, or with `brief` only their counts; return how many were not reproduced."""
+    from gradlab.claims_report import claims_report, verdict_counts
     from gradlab.sweep.driver import judge
 
     claims = judge(study, run)
-    console.print(claims_report(claims))
+    console.print(verdict_counts(claims) if brief else claims_report(claims))
     left = len(run.planned) - len(run.cells())
     if left:
         say(console, f"Decided without {left} of {len(run.planned)} cells, which are not finished.")

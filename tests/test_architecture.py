@@ -27,8 +27,9 @@ LEVELS = {
     "study": 10, "trial": 10,
     "sweep": 11, "catalog": 11, "claims_report": 11, "diagnosis_report": 11, "user_setup": 11,
     "experiments": 12, "benchmarks": 12, "doctor": 12, "run_comparison": 12, "cli_screen": 12,
+    "reproduction": 12, "gallery": 12,
     "report": 13, "cli_bench": 13, "cli_diagnose": 13, "cli_run": 13, "cli_runs": 13,
-    "cli_report": 14,
+    "cli_report": 14, "cli_reproduce": 14,
     "cli": 15,
     "integrations": 16,  # may import anything; of its own level, so that nothing below imports it
     "__main__": 16,
