@@ -268,9 +268,9 @@ class Trace:
             write_json(folder / "header.json", header)
         return target
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Trace:
-        """Read a trace that `save` wrote.
+    @staticmethod
+    def header(path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Read what a saved trace says of itself: "rows" by table, and "info".
 
         Raises:
             StoreError: No trace is there, it is damaged, or a newer gradlab wrote it.
@@ -284,6 +284,18 @@ class Trace:
         if version > SCHEMA_VERSION:
             reads = f"this gradlab reads up to {SCHEMA_VERSION}: update gradlab to read it."
             raise StoreError(f"The trace {folder} has schema version {version} and {reads}")
+        return header
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """Read a trace that `save` wrote.
+
+        Raises:
+            StoreError: No trace is there, it is damaged, or a newer gradlab wrote it.
+        """
+        folder = Path(path)
+        header = cls.header(folder)
+        version, rows, info = header["schema_version"], header["rows"], header["info"]
         tables = {}
         for name, columns in SCHEMA.items():
             frame = read_table(folder / f"{name}.parquet")

@@ -12,10 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+import numpy as np
 import pandas as pd
 
 from gradlab.errors import StoreError, unknown
-from gradlab.storage import atomic_folder, read_json, read_table, write_json, write_table
+from gradlab.storage import atomic_folder, read_json, read_table, read_tables, write_json, write_table
 from gradlab.trace import SCHEMA, Trace
 
 if TYPE_CHECKING:
@@ -113,27 +114,30 @@ class Run:
             One frame; empty where no cell has the table.
         """
         if (name, part) not in self._tables:
-            frames = []
-            for cell in self.cells():
-                path = cell.folder / ("trace" if name in SCHEMA else "tables") / f"{name}.parquet"
-                if (part is None or cell.part == part) and path.exists():
-                    frame = read_table(path)
-                    if len(frame):
-                        frames.append(_marked(frame, cell))
-            self._tables[name, part] = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+            folder = "trace" if name in SCHEMA else "tables"
+            pairs = [
+                (cell.folder / folder / f"{name}.parquet", cell)
+                for cell in self.cells()
+                if part is None or cell.part == part
+            ]
+            self._tables[name, part] = _joined([(path, cell) for path, cell in pairs if path.exists()])
         return self._tables[name, part]
 
     def trace(self) -> Trace:
         """Return one trace of all finished cells, with their settings, part and key as columns."""
         cells = [cell for cell in self.cells() if (cell.folder / "trace").is_dir()]
-        traces = [Trace.load(cell.folder / "trace") for cell in cells]
+        headers = [Trace.header(cell.folder / "trace") for cell in cells]
         tables = {}
         for name in SCHEMA:
-            pairs = ((trace.tables[name], cell) for trace, cell in zip(traces, cells, strict=True))
-            frames = [_marked(frame, cell) for frame, cell in pairs if len(frame)]
-            if frames:
-                tables[name] = pd.concat(frames, ignore_index=True)
-        return Trace(tables, {"merged": [dict(trace.info) for trace in traces]})
+            # Most tables of most cells are empty, and to open thousands of them takes its time.
+            filled = [
+                (cell.folder / "trace" / f"{name}.parquet", cell)
+                for cell, header in zip(cells, headers, strict=True)
+                if header["rows"].get(name)
+            ]
+            if filled:
+                tables[name] = _joined(filled)
+        return Trace(tables, {"merged": [header["info"] for header in headers]})
 
 
 def finished_cell(run: Path, key: str) -> FinishedCell | None:
@@ -155,18 +159,28 @@ def _read_cell(folder: Path) -> FinishedCell:
         raise StoreError(f"{folder / 'cell.json'} is damaged: {error} is missing or wrong.") from error
 
 
-def _marked(frame: pd.DataFrame, cell: FinishedCell) -> pd.DataFrame:
-    """Return a cell's frame with its settings, part, key and status as columns.
+def _joined(pairs: Sequence[tuple[Path, FinishedCell]]) -> pd.DataFrame:
+    """Return the tables of several cells in one, with each cell's settings, part, key and status as columns.
 
     Columns of the table itself win over settings of the same name: a study may mark the rows of a cell's trace (one
     net of several), and a name like "norm" is a setting here and a measured column there. A list becomes text.
     """
-    settings = {
-        key: ",".join(map(str, value)) if isinstance(value, list) else value
-        for key, value in cell.settings.items()
-        if key not in frame
-    }
-    return frame.assign(**settings | {"part": cell.part, "cell": cell.key, "status": cell.status})
+    frame, counts, columns = read_tables([path for path, _ in pairs])
+    if not len(frame):
+        return pd.DataFrame()
+    marks = [
+        {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in cell.settings.items()}
+        | {"part": cell.part, "cell": cell.key, "status": cell.status}
+        for _, cell in pairs
+    ]
+    row_of = np.repeat(np.arange(len(pairs)), counts)
+    added = {}
+    for key in dict.fromkeys(key for mark, count in zip(marks, counts, strict=True) if count for key in mark):
+        always = key in ("part", "cell", "status")
+        values = pd.Series([mark.get(key, np.nan) for mark in marks]).iloc[row_of].reset_index(drop=True)
+        own = np.array([key in names and not always for names in columns])[row_of]
+        added[key] = values.mask(own, frame[key]) if own.any() else values
+    return frame.assign(**added)
 
 
 def load(path: str | os.PathLike[str]) -> Trace:
