@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pandas as pd
@@ -28,7 +29,8 @@ def cli_page() -> str:
     lines = ["# Command line", "", "Written by `python docs/generate.py` from `gradlab --help`.", ""]
 
     def add(command: click.Command, name: str, parent: click.Context | None) -> None:
-        context = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
+        shape: dict[str, Any] = {"terminal_width": 100, "max_content_width": 100, **command.context_settings}
+        context = click.Context(command, info_name=name, parent=parent, **shape)
         lines.extend([f"## {context.command_path}", "", "```text", command.get_help(context), "```", ""])
         if isinstance(command, click.Group):
             for child in command.list_commands(context):
