@@ -115,7 +115,7 @@ def phase_plane(data: pd.DataFrame) -> Figure:
     plane.set_xlabel("weight variance $\\sigma_w^2$")
     plane.set_title("tanh")
     bar = figure.colorbar(mesh, ax=plane, pad=0.02, aspect=18)
-    bar.set_label("gain a layer, $\\sqrt{\\chi_1}$")
+    bar.ax.set_title("$\\sqrt{\\chi_1}$", pad=8)  # as a label it would stand beside that of the next panel
     bar.set_ticks([tick for tick in (0.6, 0.7, 0.8, 0.9, 1.0, 1.05, 1.1, 1.15, 1.2) if low <= tick <= high])
     bar.outline.set_linewidth(0.6)
     bias_var = float(measured["bias_var"].iloc[0])

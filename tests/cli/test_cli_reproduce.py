@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +169,16 @@ def test_a_published_gallery_agrees_until_a_number_is_changed(cli: Cli, tmp_path
     readme = tmp_path / "gallery" / "README.md"
     readme.write_text(readme.read_text() + "x")
     assert "is not what the captions give" in cli(*check).stderr
+
+
+def test_a_folder_that_keeps_no_tables_on_purpose_is_said_and_no_failure(cli: Cli, tmp_path: Path) -> None:
+    assert cli(*TOY, "--publish", "gallery").exit_code == 0
+    about = tmp_path / "gallery" / "toy" / "about.json"
+    shutil.rmtree(about.parent / "tables")
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"tables_kept": False}))
+    result = cli("figures", "--check", "--gallery", "gallery")
+    assert "not checked, its tables are not kept here" in result.stdout
+    assert result.exit_code == 0, result.stderr
 
 
 def test_check_of_no_gallery_and_figures_of_no_run(cli: Cli) -> None:
