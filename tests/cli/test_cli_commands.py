@@ -39,8 +39,8 @@ def test_every_command_has_help(cli: Cli, name: str) -> None:
 def test_help_names_the_commands_in_the_order_of_their_use(cli: Cli) -> None:
     lines = [line.split()[0] for line in cli("--help").stdout.partition("Commands:")[2].splitlines() if line.strip()]
     assert lines == [
-        "list", "run", "resume", "reproduce", "ls", "show", "claims", "figures", "compare", "report", "rm", "diagnose", "bench",
-        "doctor",
+        "list", "run", "resume", "reproduce", "ls", "show", "claims", "figures", "compare", "report", "rm", "diagnose",
+        "bench", "doctor",
     ]  # fmt: skip
 
 
