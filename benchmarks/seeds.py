@@ -83,11 +83,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--net", action="append", choices=NETS, metavar="NET", help="only this one; repeat for several")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{options.seeds} seeds, {options.steps} steps, one thread; throughput at once / apart, median [range]")
     print("| net | " + " | ".join(f"recorded: {name}" for name in RECORDED) + " |\n|---|" + "---|" * len(RECORDED))
     for name, (build, batch_size) in NETS.items():
+        if options.net and name not in options.net:
+            continue
         cells = []
         for every in RECORDED.values():
             found = [ratio(build, batch_size, options.seeds, options.steps, every) for _ in range(options.rounds + 1)][

@@ -35,6 +35,10 @@ def figure_svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)  # the words behind outlines, which may be anybody's
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    # A hundredth of a point is beyond what anybody sees; six decimals would be a third of a page of sixty figures.
+    place = r'\bd="[^"]*"|\b[xy]="[^"]*"|translate\([^)]*\)'
+    text = re.sub(place, lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
+    text = re.sub(r"\s*\n\s*", "\n", text)
     return text.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)
 
 
