@@ -117,7 +117,7 @@ def draw(found: Ratios, path: Path) -> None:
 def peak_memory(name: str, workload: str) -> float:
     """Return the peak of memory in MB of a process that trains under a condition; on Linux and macOS only."""
     code = (
-        "import resource, sys, torch\n"
+        "import resource, sys, torch, gradlab.probes.watch\n"  # what watching loads is no part of what it keeps
         "from gradlab.benchmarks.overhead import *\nfrom gradlab.benchmarks import overhead\n"
         "torch.set_num_threads(1)\n"
         f"model, x, y = overhead.WORKLOADS[{workload!r}].build()\n"

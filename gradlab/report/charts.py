@@ -209,7 +209,7 @@ def curve_chart(frame: pd.DataFrame, name: str, *, x: str, y: str, title: str, l
     )
     ends = [min(row["x"] for row in values), max(row["x"] for row in values)]
     span = alt.Scale(domain=ends if ends[1] > ends[0] else [ends[0] - 1, ends[0] + 1], nice=False)
-    at = alt.X("x:Q", title=x, scale=span, axis=alt.Axis(tickMinStep=1, format="~s" if ends[1] >= 1e4 else "~g"))
+    at = alt.X("x:Q", title=x, scale=span, axis=alt.Axis(tickMinStep=1, format="~s" if ends[1] >= 1e4 else "d"))
     up = alt.Y("p:Q", title=title, scale=alt.Scale(domain=[low, high], nice=not log, zero=False),
                axis=_log_axis() if log else alt.Axis())  # fmt: skip
     band = base.mark_area(opacity=0.15).encode(x=at, y=alt.Y("lo:Q"), y2="hi:Q", color=color)
