@@ -160,7 +160,8 @@ def _sweep(
     if apart and stopped_by is None and not any(outcome.fatal for outcome in outcomes):
         missing = [cell for cell in apart if finished_cell(run.folder, cell.key) is None]
         more, stopped_by = _run_units(job, missing, workers, console, engine)
-        outcomes = [outcome for outcome in outcomes if not _members(outcome.cell)] + more
+        kept = [outcome for outcome in outcomes if outcome.status != "failed" or not _members(outcome.cell)]
+        outcomes = kept + more
     return SweepReport(
         run=Run(run.folder),
         outcomes=outcomes,

@@ -89,6 +89,7 @@ def test_a_group_that_fails_runs_cell_by_cell(
     report = go(together(toy, fails), run)
     assert [outcome.cell.label for outcome in report.failed] == ["raise"]
     assert len(run.cells()) == 6
+    assert len(report.outcomes) == 5  # the group that was run, what is in none, and the three of the other group
     assert sorted(ran()) == ["raise", "work 2 seed 0", "work 2 seed 1", "work 2 seed 2"]
 
 
