@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, cast, final
@@ -240,7 +241,7 @@ class Trace:
         return cls(tables, {"merged": [dict(t._info) for t in traces]})
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the trace to one new folder: a Parquet file a table and `header.json`.
+        """Write the trace to one new folder: a Parquet file a table that has rows, and `header.json`.
 
         The folder appears whole or not at all: it is written under a temporary name, flushed to the disk and renamed.
 
@@ -257,7 +258,9 @@ class Trace:
         target = Path(path)
         with atomic_folder(target) as folder:
             for name, frame in self._tables.items():
-                write_table(frame, folder / f"{name}.parquet")
+                # Most tables of most traces are empty, and each file takes its time to be written and flushed.
+                if len(frame) or len(frame.columns) > len(SCHEMA[name]):
+                    write_table(frame, folder / f"{name}.parquet")
             header = {
                 "format": "gradlab trace",
                 "schema_version": SCHEMA_VERSION,
@@ -298,7 +301,10 @@ class Trace:
         version, rows, info = header["schema_version"], header["rows"], header["info"]
         tables = {}
         for name, columns in SCHEMA.items():
-            frame = read_table(folder / f"{name}.parquet")
+            path = folder / f"{name}.parquet"
+            if rows.get(name) == 0 and not path.exists():
+                continue
+            frame = read_table(path)
             known = version < SCHEMA_VERSION or set(columns) <= set(frame)  # an older gradlab may have known fewer
             if len(frame) != rows.get(name) or not known:
                 raise StoreError(f"The trace {folder} is damaged: table {name} has not the rows and columns it had.")
@@ -313,10 +319,18 @@ def _conform(name: str, frame: pd.DataFrame | None) -> pd.DataFrame:
     """Return the frame with the schema's columns first, in the schema's types."""
     columns = SCHEMA[name]
     if frame is None:
-        return pd.DataFrame({column: pd.Series(dtype=kind) for column, (kind, _, _) in columns.items()})
+        return _blank(name).copy()
     frame = frame.reset_index(drop=True)
     blank: dict[str, Any] = {"str": "", "bool": False, "float64": float("nan"), "int64": 0}
     missing = {column: blank[kind] for column, (kind, _, _) in columns.items() if column not in frame}
-    frame = frame.assign(**missing)
-    frame = frame.astype({column: kind for column, (kind, _, _) in columns.items()})
+    if missing:
+        frame = frame.assign(**missing)
+    wrong = {column: kind for column, (kind, _, _) in columns.items() if frame.dtypes[column] != kind}
+    if wrong:
+        frame = frame.astype(wrong)
     return frame[[*columns, *(column for column in frame if column not in columns)]]
+
+
+@cache
+def _blank(name: str) -> pd.DataFrame:
+    return pd.DataFrame({column: pd.Series(dtype=kind) for column, (kind, _, _) in SCHEMA[name].items()})

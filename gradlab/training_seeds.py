@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import MethodType
 from typing import Any, final
 
 import torch
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy
 
 from gradlab.errors import UsageError
 from gradlab.probes import LayerSelection, Schedule, watch
 from gradlab.runtime import resolve_device
+from gradlab.seed_program import Tensors, batched_program
 from gradlab.tasks.image import ImageTask, batch_schedule
 from gradlab.training import TrainResult, TrainSettings, evaluate, learning_rate, sgd
 from gradlab.training_steps import host_array, until
 
 __all__ = ["train_seeds"]
-
-Tensors = dict[str, torch.Tensor]
 
 
 def train_seeds(
@@ -89,7 +85,7 @@ def train_seeds(
     draw = _draws(task, settings, seeds, device)
     losses = torch.full((len(seeds), settings.steps), math.nan, device=device)
     with _stacked(models) as stack, ExitStack() as watches:
-        optimizer = sgd(stack.trained, settings)
+        optimizer = sgd(stack.trained, settings, fused=device.type in ("cpu", "cuda"))
         team = _Team(stack, optimizer, loss, clip_norm=settings.clip_norm)
         for model, shadow in zip(models, team.shadows, strict=True):
             team.probes.append(watches.enter_context(watch(model, shadow, every=every, layers=layers)))
@@ -283,7 +279,8 @@ class _Team:
         """Return the batched forward pass and losses of all nets, as plain operators on stacked tensors."""
         form = (x.shape, y.shape, x.dtype, y.dtype)
         if form not in self._programs:
-            self._programs[form] = _batched(self._stack, self._criterion, x, y)
+            stack = self._stack
+            self._programs[form] = batched_program(stack.models[0], stack.params, stack.buffers, self._criterion, x, y)
         return self._programs[form]
 
     def leave(self, losses: torch.Tensor) -> None:
@@ -296,48 +293,3 @@ class _Team:
     def mean(self, losses: torch.Tensor) -> float | None:
         known = losses[torch.isfinite(losses)]
         return float(known.mean()) if len(known) else None
-
-
-class _Linear(torch.autograd.Function):
-    """nn.functional.linear, batched over weights as one baddbmm; torch's own rule adds copies."""
-
-    @staticmethod
-    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep nothing: what `vmap` does is differentiated by torch."""
-
-    @staticmethod
-    def vmap(_: Any, dims: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, int]:
-        x, weight, bias = (value.movedim(dim, 0) for value, dim in zip((x, weight, bias), dims, strict=True))
-        flat = x.flatten(1, -2)
-        return torch.baddbmm(bias.unsqueeze(1), flat, weight.transpose(1, 2)).unflatten(1, x.shape[1:-1]), 0
-
-
-def _linear_forward(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    if x.dim() < 2 or self.bias is None:
-        return linear(x, self.weight, self.bias)
-    return _Linear.apply(x, self.weight, self.bias)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _batched(
-    stack: _Stack, criterion: Callable[..., torch.Tensor], x: torch.Tensor, y: torch.Tensor
-) -> Callable[..., torch.Tensor]:
-    shell = copy.deepcopy(stack.models[0]).to("meta")
-    for module in shell.modules():
-        if type(module) is nn.Linear:
-            module.forward = MethodType(_linear_forward, module)  # type: ignore[method-assign]
-
-    def of_one(params: Tensors, buffers: Tensors, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return criterion(torch.func.functional_call(shell, (params, buffers), (x,)), y)
-
-    # Traced once to plain operators: going through vmap's own dispatch at each step would cost as much as it saves.
-    held = {name: param.detach() for name, param in stack.params.items()}
-    changed = {name: buffer.clone() for name, buffer in stack.buffers.items()}
-    try:
-        return make_fx(torch.vmap(of_one))(held, changed, x, y)
-    except Exception as error:  # vmap and the tracer raise what they like
-        reason = " ".join(str(error).split())[:160]
-        raise UsageError(f"These nets cannot be trained at once ({reason}): train them one by one.") from error

@@ -18,7 +18,7 @@ LEVELS = {
     "storage": 1, "trace_html": 1, "cli_errors": 1,
     "trace": 2, "checkpoint": 2, "live": 2,
     "runtime": 3, "nets": 3, "tasks": 3, "probes": 3,
-    "training_steps": 4, "surgery": 4,
+    "training_steps": 4, "surgery": 4, "seed_program": 4,
     "training": 5,
     "training_seeds": 6,
     "measure": 7,

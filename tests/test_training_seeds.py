@@ -56,6 +56,37 @@ class Odd(nn.Module):
         return self.last(x + self.scale * self.shared(self.shared(x).tanh()))
 
 
+class RowByRow(nn.Module):
+    """A recurrent net of linear layers whose first state is no seed's own."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inputs, self.states, self.head = nn.Linear(8, 6), nn.Linear(6, 6), nn.Linear(6, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x.new_zeros(len(x), 6)
+        for row in x.squeeze(1).unbind(1):
+            h = torch.tanh(self.inputs(row) + self.states(h))
+        return self.head(h)
+
+
+class Mixed(nn.Module):
+    """Operators of many kinds: several results, in place, constants, Linear on three dimensions, LayerNorm, softmax."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.each, self.norm, self.head = nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, 10)
+        self.ramp = torch.linspace(0, 1, 8)  # neither parameter nor buffer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ramp = self.ramp.to(x.dtype).view(8, 1)
+        left, right = (self.norm(self.each(x.squeeze(1))) + ramp).chunk(2, dim=-1)
+        mixed = torch.cat([left.mul(2.0).relu_(), nn.functional.gelu(right).expand(-1, 8, 3)], -1)
+        return self.head((mixed.softmax(1) * mixed).max(1).values.reshape(len(x), 6).add_(0.1))
+
+
 NETS: dict[str, Build] = {
     "MLP": perceptron,
     "tanh": tanh,
@@ -64,6 +95,8 @@ NETS: dict[str, Build] = {
     "residual, BatchNorm": cifar(skip=True, norm="batch"),
     "SkipInit": cifar(skip=True, norm="none", skipinit=True),
     "odd": Odd,
+    "rows": RowByRow,
+    "mixed": Mixed,
 }
 
 
@@ -105,7 +138,7 @@ def test_every_seed_is_as_if_it_were_alone(build: Build) -> None:
             torch.testing.assert_close(y, x, rtol=2e-3, atol=2e-5, msg=name)
 
 
-@pytest.mark.parametrize("name", ["MLP", "residual, BatchNorm"])
+@pytest.mark.parametrize("name", ["MLP", "residual, BatchNorm", "rows", "mixed"])
 def test_in_double_precision_equal_to_ten_digits(name: str) -> None:
     task = load_digits().to("cpu", torch.float64)
     settings = TrainSettings(steps=STEPS, batch_size=16, lr=0.02, channels_last=False)
