@@ -70,7 +70,8 @@ class BatchNormProbe:
     def attach(self) -> list[Any]:
         """Register the hooks and return their handles."""
         handles: list[Any] = []
-        for name, module in self._layers:
+        layers, self._layers = self._layers, []  # a probe that is kept must not keep the model
+        for name, module in layers:
             handles.append(module.register_forward_pre_hook(LayerHook(self._pre_hook(name))))
             # First among the module's hooks: a hook of the user's may change the output in place.
             after = LayerHook(self._forward_hook(name))

@@ -70,7 +70,8 @@ class LayerProbe:
     def attach(self) -> list[Any]:
         """Register the forward hooks and return their handles."""
         handles = []
-        for name, module in self._layers:
+        layers, self._layers = self._layers, []  # a probe that is kept must not keep the model
+        for name, module in layers:
             units = None if self._units is None else self._units.follower(name, module)
             hook = self._buffer.output_hook(self._outputs, name, partial(self._see, name), units)
             handles.append(module.register_forward_hook(OutputLayerHook(hook)))

@@ -192,6 +192,10 @@ class ParameterProbe:
                     self._reduce(place, _UPDATE, new.detach() - old)
         self._before = {}
 
+    def let_go(self) -> None:
+        """Keep no module: nothing is read any more."""
+        self._owners = []
+
     def discard(self) -> None:
         """Forget the open step."""
         self._slots[:], self._scales, self._read = _NONE, [], False

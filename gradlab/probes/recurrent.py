@@ -133,6 +133,10 @@ class RecurrentProbe:
                     del vars(module)["forward"]
         self.gate.recording = recording
 
+    def let_go(self) -> None:
+        """Keep no module: nothing is recorded any more."""
+        self._layers = []
+
     def _forward(self, layer: str, module: nn.RNNBase) -> Callable[..., Any]:
         original = module.forward
 

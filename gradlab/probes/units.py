@@ -40,7 +40,7 @@ class UnitProbe:
     """
 
     def __init__(self, layers: Sequence[tuple[str, nn.Module]]) -> None:
-        self._layers = [(name, module) for name, module in layers if isinstance(module, (*_RECTIFIERS, *_BOUNDED))]
+        self._layers = [name for name, module in layers if isinstance(module, (*_RECTIFIERS, *_BOUNDED))]
         self._cells: set[str] = set()
         self._alive: dict[tuple[str, int], torch.Tensor] = {}
         self._settled: dict[tuple[str, int], torch.Size] = {}
@@ -105,7 +105,7 @@ class UnitProbe:
 
     def dead_units(self) -> tuple[int, int]:
         """Return (dead, all) units of the rectifiers so far; (0, 0) on an accelerator, where it would wait."""
-        tops = [top for layer, _ in self._layers for top in self._tops(layer)]
+        tops = [top for layer in self._layers for top in self._tops(layer)]
         if not all(top.is_cpu for top in tops):
             return 0, 0
         return sum(int((top <= 0).sum()) for top in tops), sum(top.numel() for top in tops)
@@ -132,7 +132,7 @@ class UnitProbe:
         """Return `trace.units` so far."""
         nan = float("nan")
         rows: list[tuple[str, int, float, float]] = []
-        for layer, _ in self._layers:
+        for layer in self._layers:
             tops = self._tops(layer)
             counts = [self._flat[layer, call] for call in range(OWN_CALLS + 1) if (layer, call) in self._flat]
             if layer in self._cells and len({count.shape for count, _ in counts}) == 1:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import nn
 
-__all__ = ["notes_on", "unseen_layers"]
+__all__ = ["BlindSpots", "blind_spots"]
 
 _COMPILED = (
     "it runs inside a graph of torch.compile, where hooks are not called: record it under "
@@ -19,14 +20,30 @@ _NO_CALL = (
 )
 
 
-def unseen_layers(model: nn.Module, never_ran: Sequence[str], with_grad: Collection[str]) -> dict[str, str]:
-    """Return why layers that took part in training had no call that a hook could see.
+class BlindSpots(NamedTuple):
+    """Watched layers without a recorded call, why layers were not seen, and notes on the model."""
+
+    never_ran: Sequence[str]
+    unseen: Mapping[str, str]
+    notes: Sequence[str]
+
+
+def blind_spots(
+    model: nn.Module, never_ran: Sequence[str], with_grad: Collection[str], params: Collection[str]
+) -> BlindSpots:
+    """Return what a recording does not show of a model as it is now.
 
     Args:
         model: The watched model.
         never_ran: Watched layers without a recorded call.
         with_grad: Layers whose own parameters had gradients in a recorded step.
+        params: Names of the parameters that are recorded.
     """
+    return BlindSpots(never_ran, _unseen_layers(model, never_ran, with_grad), _notes_on(model, params))
+
+
+def _unseen_layers(model: nn.Module, never_ran: Sequence[str], with_grad: Collection[str]) -> dict[str, str]:
+    """Return why layers that took part in training had no call that a hook could see."""
     compiled = []
     for name, module in model.named_modules() if never_ran else ():
         inside = f"{name}." if name else ""
@@ -50,13 +67,8 @@ def _is_compiled(module: nn.Module) -> bool:
     return wrapper or getattr(module, "_compiled_call_impl", None) is not None
 
 
-def notes_on(model: nn.Module, known: Collection[str]) -> list[str]:
-    """Return sentences about the model as it is now against what it was when the recording began.
-
-    Args:
-        model: The watched model.
-        known: Names of the parameters that are recorded.
-    """
+def _notes_on(model: nn.Module, known: Collection[str]) -> list[str]:
+    """Return sentences about the model as it is now against what it was when the recording began."""
     late = [name for name, _ in model.named_parameters() if name not in set(known)]
     if not late:
         return []

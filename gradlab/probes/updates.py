@@ -99,6 +99,8 @@ class UpdateProbe:
         self._forward_calls, self._close = forward_calls, close
         self._handles: list[Any] = []
         self._idle: set[int] = set()  # ids of optimizers that are not waited for
+        # Other optimizers that were looked at, each with the sizes of its groups then.
+        self._strangers: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[int]] = weakref.WeakKeyDictionary()
         self._updates: Counter[int] = Counter()
         self._hook_ids: dict[int, tuple[int, int]] = {}  # by id of the optimizer
         self._in_scaler = self._stepped = False
@@ -146,12 +148,19 @@ class UpdateProbe:
         if self._scaler is not None:
             _leave(self._scaler, self)
 
+    def let_go(self) -> None:
+        """Remove every hook and keep no optimizer."""
+        self.detach()
+        self._optimizers, self._scaler = (), None
+        self._params.let_go()
+
     def follow(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Follow other optimizers from now on, which take the place of those before."""
         self.detach()
         self._optimizers = tuple(optimizers)
         self._idle.clear()
         self._updates.clear()
+        self._strangers.clear()
         self.attach()
 
     # -- what is told -------------------------------------------------------------------------------------------
@@ -250,6 +259,10 @@ class UpdateProbe:
     def _after_others_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if self._stepping or any(optimizer is one for one in self._optimizers):
             return  # one that steps inside ours is a part of it
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        if self._strangers.get(optimizer) == sizes:
+            return
+        self._strangers[optimizer] = sizes
         theirs = _held(optimizer)
         if any(not theirs.isdisjoint(_held(one)) for one in self._optimizers):
             self._note(

@@ -28,7 +28,7 @@ from gradlab.probes.schedule import Schedule, as_schedule
 from gradlab.probes.selection import LayerSelection, select
 from gradlab.probes.sharded import await_ranks
 from gradlab.probes.units import UnitProbe
-from gradlab.probes.unseen import notes_on, unseen_layers
+from gradlab.probes.unseen import BlindSpots, blind_spots
 from gradlab.probes.updates import UpdateProbe, as_optimizers
 from gradlab.trace import Trace
 
@@ -133,7 +133,8 @@ class Probe:
     ) -> None:
         params = list(model.named_parameters())
         check_owner(params, optimizers)
-        self._model, self._schedule = model, schedule
+        self._model: Any = model  # until the probe is closed
+        self._schedule, self._step = schedule, 0
         self._buffer = StepBuffer()
         self._units = UnitProbe(layers)
         self._layers = LayerProbe(layers, self._buffer, without_grad=without_grad, units=self._units)
@@ -161,7 +162,7 @@ class Probe:
         self._handles: list[Any] = []
         self._switch = HookSwitch([])
         self._trace: Trace | None = None
-        self._step = 0
+        self._blind_spots: BlindSpots | None = None  # when the probe was closed
         self._clock = time.perf_counter()
         self._open, self._recording = True, False
         self._attach()
@@ -201,10 +202,13 @@ class Probe:
             self._trace = None
             for handle in self._handles:
                 handle.remove()
-            self._handles = []
             self._switch.forget()
-            self._updates.detach()
+            # Neither model nor optimizer is kept: what a closed probe kept alive would be memory lost.
+            self._handles, self._blind_spots = [], self._see_blind_spots()
+            self._updates.let_go()
+            self._recurrent.let_go()
             _watched.discard(self._model)
+            self._model = None
             if self._live is not None:
                 self._live.close(self.latest)
 
@@ -306,28 +310,26 @@ class Probe:
         """The trace of all steps closed so far."""
         self._buffer.wait()
         if self._trace is None:
-            ran = self._layers.ran
             tables = {name: part.frame() for name, part in self._parts.items()}
             tables |= {"gates": self._recurrent.gates_frame(), "steps": self._steps_frame()}
-            never_ran = [name for name in self._layer_names if name not in ran] if self._step else []
-            parts = (self._layers, self._batchnorm, self._recurrent, self._params)
+            blind = self._blind_spots or self._see_blind_spots()
+            not_seen = dict(blind.unseen)
+            for part in (self._layers, self._batchnorm, self._recurrent, self._params):
+                not_seen |= part.not_seen
             info = self._info | {
-                "never_ran": never_ran,
-                "not_seen": {
-                    name: reason
-                    for found in (
-                        unseen_layers(self._model, never_ran, self._params.with_grad),
-                        *(p.not_seen for p in parts),
-                    )
-                    for name, reason in found.items()
-                },
-                "notes": [*self._updates.notes, *notes_on(self._model, self._params.names)],
+                "never_ran": list(blind.never_ran),
+                "not_seen": not_seen,
+                "notes": [*self._updates.notes, *blind.notes],
                 "time_not_watched": self._recurrent.time_not_watched,
                 "calls_without_grad": self._layers.gate.calls_without_grad,
                 "steps_closed": self._step,
             }
             self._trace = Trace({name: frame for name, frame in tables.items() if len(frame)}, info)
         return self._trace
+
+    def _see_blind_spots(self) -> BlindSpots:
+        never_ran = [name for name in self._layer_names if name not in self._layers.ran] if self._step else []
+        return blind_spots(self._model, never_ran, self._params.with_grad, self._params.names)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was recorded of the steps closed so far, as plain data and tensors: for a checkpoint."""

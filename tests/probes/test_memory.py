@@ -119,3 +119,39 @@ def test_a_view_of_a_whole_tensor_is_read_once_and_nothing_else_is_shared():
     norms = []
     buffer.flush(lambda rows: norms.extend(norm_of(rows)[[first, again]]))
     assert norms[1] == pytest.approx(2 * norms[0])
+
+
+class Last(nn.Module):
+    """An LSTM, and a head on its last state."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][-1])
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["probe kept", "probe dropped"])
+@pytest.mark.parametrize(
+    ("build", "shape"), [(mlp, (6, 3)), (conv_net, (6, 3, 6, 6)), (Last, (5, 6, 3))], ids=["MLP", "conv", "LSTM"]
+)
+def test_a_closed_probe_lets_the_model_go(build, shape, kept):
+    gc.collect()
+    gc.disable()  # else the collector may do what must not be needed
+    try:
+        model = build()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        with watch(model, optimizer, timesteps=build is Last) as probe:
+            model(torch.randn(shape)).square().mean().backward()
+            optimizer.step()
+        gone = [weakref.ref(part) for part in (model, optimizer, next(model.parameters()))]
+        del model, optimizer
+        if not kept:
+            del probe
+        assert [ref() for ref in gone] == [None, None, None]
+        if kept:
+            assert len(probe.trace.layers)
+            assert not probe.trace.never_ran
+    finally:
+        gc.enable()
