@@ -94,8 +94,7 @@ def train_seeds(
             losses[:, step] = team.step(*draw(step))
             value = None
             if device.type == "cpu":
-                team.leave(losses[:, step])
-                value = team.mean(losses[:, step])
+                value = team.look(losses[:, step].tolist())
             if on_step is not None:
                 on_step(step, value)
             if not any(team.training):
@@ -235,6 +234,11 @@ class _Team:
         recorded = any(probe.recording for probe, on in zip(self.probes, self.training, strict=True) if on)
         losses = self._one_by_one(x, y) if recorded else self._at_once(x, y)
         step: Callable[[], Any] = self._optimizer.step
+        if not recorded:
+            step()
+            for probe in self.probes:
+                probe.skip()
+            return losses
         for shadow, on in zip(self.shadows, self.training, strict=True):
             if on:  # each probe reads its net before the step inside and after it
                 shadow.inner, step = step, shadow.step
@@ -283,13 +287,11 @@ class _Team:
             self._programs[form] = batched_program(stack.models[0], stack.params, stack.buffers, self._criterion, x, y)
         return self._programs[form]
 
-    def leave(self, losses: torch.Tensor) -> None:
-        """Let nets whose loss is not finite go."""
-        for place, finite in enumerate(torch.isfinite(losses).tolist()):
-            if self.training[place] and not finite:
+    def look(self, losses: Sequence[float]) -> float | None:
+        """Let nets whose loss is not finite go, and return the mean loss of the others."""
+        known = [loss for loss in losses if math.isfinite(loss)]
+        for place, loss in enumerate(losses):
+            if self.training[place] and not math.isfinite(loss):
                 self.training[place] = False
                 self.probes[place].close()
-
-    def mean(self, losses: torch.Tensor) -> float | None:
-        known = losses[torch.isfinite(losses)]
-        return float(known.mean()) if len(known) else None
+        return sum(known) / len(known) if known else None

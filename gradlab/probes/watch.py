@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, final
 
 import numpy as np
@@ -163,8 +162,7 @@ class Probe:
         self._switch = HookSwitch([])
         self._trace: Trace | None = None
         self._blind_spots: BlindSpots | None = None  # when the probe was closed
-        self._clock = time.perf_counter()
-        self._open, self._recording = True, False
+        self._open, self._recording, self._clock = True, False, time.perf_counter()
         self._attach()
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -215,9 +213,7 @@ class Probe:
     def __enter__(self) -> Probe:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- what the user calls ------------------------------------------------------------------------------------
@@ -245,6 +241,11 @@ class Probe:
         if self._recording:
             self._updates.read_now()
         self._close_step()
+
+    def skip(self) -> None:
+        """Close a step that is not recorded, though no optimizer has stepped: its nets were trained in another way."""
+        if self._open and not self._recording:
+            self._close_step()
 
     def follow(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> None:
         """Close the steps by another optimizer, or others, from now on: the watched one was replaced.
@@ -384,7 +385,7 @@ class Probe:
             batchnorm(rows)
             recurrent(rows, told.loss_scales)
             last_scale = told.loss_scales[-2:][0]  # that of the last update; the one after it was not used yet
-            row = (told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.clip)
+            row = [told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.clip]
             self._steps.append(step, _ONE_ROW, np.array([row]))
 
         self._buffer.flush(deliver)
