@@ -7,7 +7,6 @@ where an update is so small that rounding swallows a part of it. Everything else
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -43,8 +42,10 @@ def sgd_groups(optimizer: torch.optim.Optimizer, pre_hook: int, post_hook: int) 
             return None
         lr, momentum, dampening, decay = (float(n) for n in numbers)
         params: list[torch.Tensor] = group["params"]
-        states: list[Mapping[str, Any]] = [optimizer.state.get(p, {}) for p in params] if momentum else []
-        buffers = [state.get("momentum_buffer") for state in states] or [None] * len(params)
+        state = optimizer.state
+        buffers: list[torch.Tensor | None] = [None] * len(params)
+        if momentum:
+            buffers = [state[p].get("momentum_buffer") if p in state else None for p in params]
         sign = -1.0 if group.get("maximize") else 1.0
         groups.append(SgdGroup(params, buffers, (lr, momentum, 1 - dampening, decay, sign, bool(group["nesterov"]))))
     return groups

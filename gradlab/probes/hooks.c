@@ -100,6 +100,8 @@ typedef struct {
   int64_t grad_n, grad_version, grad_of, grad_slot;
   char gradients_are_shared;
   PyObject *grow;
+  float *scales; /* by slot: with what it was read the last time, see reduce.c */
+  int64_t scales_room;
   Foretold *foretold;
   int64_t told, told_room;
 } Rows;
@@ -111,6 +113,12 @@ static double *take_row(Rows *self, int64_t *slot) {
     Py_DECREF(done);
     if (self->slots >= self->capacity) return PyErr_SetString(PyExc_SystemError, "rows did not grow"), NULL;
   }
+  if (self->slots >= self->scales_room) {
+    float *scales = PyMem_Realloc(self->scales, self->capacity * sizeof(float));
+    if (!scales) return PyErr_NoMemory(), NULL;
+    for (int64_t k = self->scales_room; k < self->capacity; k++) scales[k] = 1.0f;
+    self->scales = scales, self->scales_room = self->capacity;
+  }
   *slot = self->slots++;
   return self->rows + 8 * *slot;
 }
@@ -120,9 +128,9 @@ static int64_t reduce_plain(Rows *self, const Plain *x, long how) { /* 0 all, 1 
   double *row = take_row(self, &slot);
   if (!row) return -2;
   if (how == 2)
-    gradlab_norm(x->at, NULL, x->n, row);
+    norm_by(x->at, NULL, x->n, &self->scales[slot], row);
   else
-    gradlab_row(x->at, x->n, how == 0, row);
+    row_by(x->at, x->n, how == 0, &self->scales[slot], row);
   return slot;
 }
 
@@ -199,7 +207,7 @@ static PyObject *rows_difference(Rows *self, PyObject *const *args, Py_ssize_t c
   if (count == 2 && plain(args[0], &a) && plain(args[1], &b) && a.n == b.n && a.last == b.last) {
     double *row = take_row(self, &slot);
     if (!row) return NULL;
-    gradlab_norm(a.at, b.at, a.n, row);
+    norm_by(a.at, b.at, a.n, &self->scales[slot], row);
   }
   return PyLong_FromLongLong(slot);
 }
@@ -256,7 +264,7 @@ static int rows_clear(Rows *self) {
 static void rows_dealloc(Rows *self) {
   PyObject_GC_UnTrack(self);
   rows_clear(self);
-  PyMem_Free(self->foretold);
+  PyMem_Free(self->foretold), PyMem_Free(self->scales);
   Py_TYPE(self)->tp_free((PyObject *)self);
 }
 

@@ -186,7 +186,7 @@ def _right(built: Kernel) -> bool:
     squares = n * (n * n + 2) / 12  # of -n/2 ... n/2 - 1
     good = math.isclose(row[2], squares, rel_tol=1e-5) and row[1] == -n / 2 and row[4:] == (-n / 2, n / 2 - 1, 1.0, 0.0)
     tiny = built.norm(torch.full((100,), 1e-40, dtype=torch.float32, device="cpu"))
-    return good and math.isclose(math.sqrt(tiny[2]), 1e-39, rel_tol=1e-4) and built.norm(x, x)[2] == 0.0
+    return good and math.isclose(tiny[0] * math.sqrt(tiny[2]), 1e-39, rel_tol=1e-4) and built.norm(x, x)[2] == 0.0
 
 
 def _hooks_right(module: Any) -> bool:

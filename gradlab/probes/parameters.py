@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -56,6 +57,27 @@ def describe_parameters(
     }
 
 
+#: By id: place and parameter.
+_Parameters = dict[int, tuple[int, torch.Tensor]]
+
+
+class _Part(NamedTuple):
+    """Parameters of a group of SGD that are watched: their numbers in the group, themselves, and their places."""
+
+    ours: list[int]
+    params: list[torch.Tensor]
+    places: list[int]
+
+
+class _Plan(NamedTuple):
+    """Which parameters are read in which way, for parameters and groups with these ids."""
+
+    known: list[int]
+    places: npt.NDArray[np.int64]
+    groups: list[_Part]
+    rest: _Parameters
+
+
 @final
 class ParameterProbe:
     """Reads parameters and gradients when an optimizer is about to step, and its parameters again after it.
@@ -85,11 +107,14 @@ class ParameterProbe:
         )
         self._totals: dict[int, float] = {}  # by step
         self._slots = np.full((len(named), 3), _NONE)  # by place of the parameter and what of it
-        self._scales: list[tuple[ReadScale, list[int]]] = []  # of the places read with it; the last one counts
+        self._scales: list[
+            tuple[ReadScale, Sequence[int] | npt.NDArray[np.int64]]
+        ] = []  # of the places read with it; the last one counts
         self._before: dict[int, torch.Tensor] = {}
         self._foretold: list[torch.Tensor] = []  # parameters whose updates were foretold, and their places
         self._foretold_places: list[int] = []
         self._foretells = True
+        self._plan: _Plan | None = None
         self._read = False
 
     @property
@@ -117,17 +142,32 @@ class ParameterProbe:
             groups: Parameters of which the update can be foretold, as far as they are ordinary: not copied.
         """
         self._read, self._before, self._foretold, self._foretold_places = True, {}, [], []
+        groups = groups if groups is not None and self._foretells else ()
         with torch.no_grad():
-            mine = {id(x): (p, x) for p, x in enumerate(self._now()) if x is not None and id(x) not in but}
-            places = [place for place, _ in mine.values()]
-            self._scales.append((scale, places))
-            self._slots[places] = _NONE
-            for group in groups or () if self._foretells else ():
-                self._foretell(group, mine)
-            if mine:
-                self._measure(mine, keep)
+            plan = self._plan_of(but, groups)
+            self._scales.append((scale, plan.places))
+            self._slots[plan.places] = _NONE
+            rest = dict(plan.rest)
+            for group, part in zip(groups, plan.groups, strict=True):
+                rest.update(self._foretell(group, part))
+            if rest:
+                self._measure(rest, keep)
 
-    def _measure(self, mine: dict[int, tuple[int, nn.Parameter]], keep: Collection[int]) -> None:
+    def _plan_of(self, but: Collection[int], groups: Sequence[SgdGroup]) -> _Plan:
+        """Return how the parameters are read: that of the step before where they are the same."""
+        now = self._now()
+        known = [*map(id, now), *but, *(id(param) for group in groups for param in group.params)]
+        if self._plan is None or self._plan.known != known:
+            rest: _Parameters = {id(x): (place, x) for place, x in enumerate(now) if x is not None and id(x) not in but}
+            places, parts = [place for place, _ in rest.values()], []
+            for group in groups:
+                ours = [k for k, param in enumerate(group.params) if id(param) in rest]
+                params = [group.params[k] for k in ours]
+                parts.append(_Part(ours, params, [rest.pop(id(param))[0] for param in params]))
+            self._plan = _Plan(known, np.array(places, dtype=np.int64), parts, rest)
+        return self._plan
+
+    def _measure(self, mine: _Parameters, keep: Collection[int]) -> None:
         """Read parameters and gradients, and copy the parameters that are updated."""
         params = [param for _, param in mine.values()]
         places = [place for place, _ in mine.values()]
@@ -140,21 +180,23 @@ class ParameterProbe:
             if id(param) in keep:
                 self._before[place] = param.detach().clone()
 
-    def _foretell(self, group: SgdGroup, mine: dict[int, tuple[int, nn.Parameter]]) -> None:
-        """Read what is ordinary of a group, its coming updates included, and take it out of `mine`."""
-        ours = [k for k, param in enumerate(group.params) if id(param) in mine]
-        params = [group.params[k] for k in ours]
-        slots = self._buffer.sgd(params, [group.buffers[k] for k in ours], group.numbers)
+    def _foretell(self, group: SgdGroup, part: _Part) -> _Parameters:
+        """Read what is ordinary of a group, its coming updates included; return the others."""
+        slots = self._buffer.sgd(part.params, [group.buffers[k] for k in part.ours], group.numbers)
+        places, params, others = part.places, part.params, {}
         if slots is None:
-            return
-        plain = slots[:, 0] >= 0
-        if not plain.all():
-            slots, params = slots[plain], [param for param, good in zip(params, plain, strict=True) if good]
-        places = [mine.pop(id(param))[0] for param in params]
+            return {id(param): (place, param) for place, param in zip(places, params, strict=True)}
+        if len(slots) and slots.min() < 0:
+            plain = slots[:, 0] >= 0
+            sorted_out = list(zip(places, params, plain.tolist(), strict=True))
+            others = {id(param): (place, param) for place, param, good in sorted_out if not good}
+            places, params = [p for p, _, good in sorted_out if good], [x for _, x, good in sorted_out if good]
+            slots = slots[plain]
         self._slots[places] = slots
         self._got_grad[places] = True
         self._foretold += params
         self._foretold_places += places
+        return others
 
     def _reduce(self, place: int, kind: int, x: torch.Tensor | None) -> None:
         self._slots[place, kind] = _NONE
@@ -193,8 +235,8 @@ class ParameterProbe:
         self._before = {}
 
     def let_go(self) -> None:
-        """Keep no module: nothing is read any more."""
-        self._owners = []
+        """Keep no module and no parameter: nothing is read any more."""
+        self._owners, self._plan = [], None
 
     def discard(self) -> None:
         """Forget the open step."""

@@ -3,7 +3,9 @@
  * A row is scale, sum, squares, spread, min, max, zeros, nonfinite, as in reduce.py. The quick pass keeps LANES partial
  * results apart so that the compiler vectorizes it, and adds them up in double after every block. What it cannot get
  * right (squares outside float32's range, a mean far larger than the spread) is read again, scaled by a power of two and
- * about the mean; what that cannot either (NaN, Inf) in double, whose range holds every float32 square.
+ * about the mean; what that cannot either (NaN, Inf) in double, whose range holds every float32 square. Where gradients
+ * vanish that would be every tensor of every step: so a reading may begin with the power of two that was right the last
+ * time (`by`), which changes no digit of a sum of squares.
  *
  * Beside it stand the other reads that a probe makes of a tensor's memory: the largest entry of each channel, and how a
  * BatchNorm layer's batch compares with its running statistics.
@@ -15,6 +17,7 @@
 #define BLOCK 8192
 #define SAFE_SQUARES 1e-25
 #define SAFE_VARIANCE 1e-3
+#define LARGEST_SCALE 0x1p126f /* with it the square of every entry but 0 is above 1e-14 */
 
 static void exact(const float *x, int64_t n, double *row) {
   double s[LANES] = {0}, q[LANES] = {0}, ds[LANES] = {0}, dq[LANES] = {0}, lo[LANES], hi[LANES];
@@ -80,7 +83,20 @@ static int scaled(const float *x, int64_t n, float top, double mean, int moments
   return isfinite(squares) && squares >= SAFE_SQUARES && (!moments || spread > SAFE_VARIANCE * about_squares);
 }
 
-void gradlab_row(const float *x, int64_t n, int32_t moments, double *row) {
+/* The power of two that brings the root mean square of n entries to about 1, or 1 where no scale is needed. */
+static float scale_for(double squares, int64_t n) {
+  int exponent;
+  if (!(isfinite(squares) && squares > 0)) return 1.0f;
+  frexp(sqrt(squares / (double)n), &exponent);
+  return exponent > -20 && exponent < 30 ? 1.0f : power_of_two(-exponent);
+}
+
+static int safe(double squares, float by) {
+  return isfinite(squares) && (squares >= SAFE_SQUARES || (squares == 0 && by == LARGEST_SCALE));
+}
+
+static void row_by(const float *x, int64_t n, int32_t moments, float *scale, double *row) {
+  const float by = *scale;
   double sum = 0, squares = 0;
   float low = INFINITY, high = -INFINITY;
   int64_t zeros = 0;
@@ -92,17 +108,17 @@ void gradlab_row(const float *x, int64_t n, int32_t moments, double *row) {
     for (int l = 0; l < LANES; l++) lo[l] = INFINITY, hi[l] = -INFINITY;
     for (; k + LANES <= m; k += LANES)
       for (int l = 0; l < LANES; l++) {
-        float v = p[k + l];
-        s[l] += v;
-        q[l] += v * v;
+        float v = p[k + l], u = v * by;
+        s[l] += u;
+        q[l] += u * u;
         lo[l] = v < lo[l] ? v : lo[l];
         hi[l] = v > hi[l] ? v : hi[l];
         z[l] += v == 0.0f;
       }
     for (int l = 0; k < m; k++, l++) {
-      float v = p[k];
-      s[l] += v;
-      q[l] += v * v;
+      float v = p[k], u = v * by;
+      s[l] += u;
+      q[l] += u * u;
       lo[l] = v < lo[l] ? v : lo[l];
       hi[l] = v > hi[l] ? v : hi[l];
       z[l] += v == 0.0f;
@@ -116,19 +132,27 @@ void gradlab_row(const float *x, int64_t n, int32_t moments, double *row) {
     }
   }
   double spread = squares - sum * sum / (double)n;
-  int safe = (isfinite(squares) && squares >= SAFE_SQUARES && (!moments || spread > SAFE_VARIANCE * squares)) ||
+  int good = (safe(squares, 1.0f) && (!moments || spread > SAFE_VARIANCE * squares)) ||
              (squares == 0.0 && low == 0.0f && high == 0.0f);
   float top = -low > high ? -low : high;
-  if (safe) {
-    row[0] = 1.0, row[1] = sum, row[2] = squares, row[3] = spread < 0 ? 0.0 : spread;
-  } else if (squares != squares || !isfinite(top) || !scaled(x, n, top, sum / (double)n, moments, row)) {
+  if (good) {
+    row[0] = 1.0 / by, row[1] = sum, row[2] = squares, row[3] = spread < 0 ? 0.0 : spread;
+  } else if (squares != squares || !isfinite(top) || !scaled(x, n, top, sum / by / (double)n, moments, row)) {
     exact(x, n, row);
+    *scale = scale_for(row[2], n);
     return;
+  } else {
+    *scale = scale_for(row[0] * row[0] * row[2], n);
   }
   row[4] = low;
   row[5] = high;
   row[6] = (double)zeros;
   row[7] = 0.0;
+}
+
+void gradlab_row(const float *x, int64_t n, int32_t moments, double *row) {
+  float by = 1.0f;
+  row_by(x, n, moments, &by, row);
 }
 
 static double sum_of_squares(const float *a, const float *b, int64_t n, float by) {
@@ -164,37 +188,50 @@ static double sum_of_squares(const float *a, const float *b, int64_t n, float by
   return squares;
 }
 
-/* Sum of squares of a, or of a - b where b is given; but for scale, squares and nonfinite the row holds NaN. */
-void gradlab_norm(const float *a, const float *b, int64_t n, double *row) {
-  double squares = sum_of_squares(a, b, n, 1.0f);
-  float by = 1.0f;
-  int64_t nonfinite = 0;
-  if (squares < SAFE_SQUARES) { /* entries below 3.2e-13: their squares may be lost, their scaled squares are not */
-    by = power_of_two(60);
-    squares = sum_of_squares(a, b, n, by);
-  }
-  if (!(isfinite(squares) && squares >= SAFE_SQUARES)) {
-    by = 1.0f;
-    double q[LANES] = {0};
-    int64_t bad[LANES] = {0};
-    int64_t start = 0;
+/* The same in double, and how many entries are not finite. */
+static double exact_squares(const float *a, const float *b, int64_t n, int64_t *nonfinite) {
+  double q[LANES] = {0}, squares = 0;
+  int64_t bad[LANES] = {0}, start = 0;
 #define STEP(l)                                                                                                        \
   do {                                                                                                                 \
     float difference = b ? a[start + l] - b[start + l] : a[start + l];                                                 \
     double v = difference;                                                                                             \
     q[l] += v * v, bad[l] += !(v - v == 0.0);                                                                          \
   } while (0)
-    for (; start + LANES <= n; start += LANES)
-      for (int l = 0; l < LANES; l++) STEP(l);
-    for (int l = 0; start + l < n; l++) STEP(l);
+  for (; start + LANES <= n; start += LANES)
+    for (int l = 0; l < LANES; l++) STEP(l);
+  for (int l = 0; start + l < n; l++) STEP(l);
 #undef STEP
-    squares = 0;
-    for (int l = 0; l < LANES; l++) squares += q[l], nonfinite += bad[l];
-  }
+  *nonfinite = 0;
+  for (int l = 0; l < LANES; l++) squares += q[l], *nonfinite += bad[l];
+  return squares;
+}
+
+/* A row of which scale, squares and nonfinite are known; the others are NaN. */
+static void norm_row(double *row, float by, double squares, int64_t nonfinite) {
   for (int k = 0; k < 8; k++) row[k] = NAN;
-  row[0] = 1.0 / by;
-  row[2] = squares;
-  row[7] = (double)nonfinite;
+  row[0] = 1.0 / by, row[2] = squares, row[7] = (double)nonfinite;
+}
+
+/* Sum of squares of a, or of a - b where b is given. */
+static void norm_by(const float *a, const float *b, int64_t n, float *by, double *row) {
+  double squares = sum_of_squares(a, b, n, *by);
+  int64_t nonfinite = 0;
+  if (!safe(squares, *by)) {
+    double exactly = exact_squares(a, b, n, &nonfinite);
+    *by = exactly == 0 ? LARGEST_SCALE : scale_for(exactly, n);
+    squares = exactly == 0 || nonfinite ? exactly : sum_of_squares(a, b, n, *by);
+    if (!safe(squares, *by)) {
+      norm_row(row, 1.0f, exactly, nonfinite);
+      return;
+    }
+  }
+  norm_row(row, *by, squares, nonfinite);
+}
+
+void gradlab_norm(const float *a, const float *b, int64_t n, double *row) {
+  float by = 1.0f;
+  norm_by(a, b, n, &by, row);
 }
 
 /* top[c] = max(top[c], all entries of channel c), for `outer` blocks of `channels` runs of `inner` entries. NaN stays. */

@@ -21,15 +21,19 @@ static inline float stepped(float w, float g, float b, int begun, const Sgd *s) 
   return FMA(s->nesterov ? FMA(buffer, s->momentum, d) : buffer, -s->lr, w);
 }
 
-/* Sums of squares of w, g and the update in one read; b is the momentum buffer, or null where there is none yet. */
-static void sgd_squares(const float *w, const float *g, const float *b, int64_t n, const Sgd *s, double *squares) {
+/* Sums of squares of w, g and the update in one read, each times its scale; b is the momentum buffer, or null where
+ * there is none yet. */
+static void sgd_squares(const float *w, const float *g, const float *b, int64_t n, const Sgd *s, const float *by,
+                        double *squares) {
+  const float by_w = by[0], by_g = by[1], by_u = by[2];
   squares[0] = squares[1] = squares[2] = 0;
   for (int64_t start = 0; start < n; start += BLOCK) {
     int64_t end = n - start < BLOCK ? n : start + BLOCK, k = start;
     float qw[LANES] = {0}, qg[LANES] = {0}, qu[LANES] = {0};
 #define STEP(at, lane, begun)                                                                                          \
   do {                                                                                                                 \
-    float vw = w[at], vg = g[at], u = stepped(vw, vg, (begun) ? b[at] : 0, begun, s) - vw;                              \
+    float w0 = w[at], u = (stepped(w0, g[at], (begun) ? b[at] : 0, begun, s) - w0) * by_u;                              \
+    float vw = w0 * by_w, vg = g[at] * by_g;                                                                           \
     qw[lane] += vw * vw, qg[lane] += vg * vg, qu[lane] += u * u;                                                       \
   } while (0)
     if (b)
@@ -44,8 +48,8 @@ static void sgd_squares(const float *w, const float *g, const float *b, int64_t 
   }
 }
 
-/* The same for the update alone, where its squares leave float32's range. */
-static double sgd_update_exactly(const float *w, const float *g, const float *b, int64_t n, const Sgd *s, double *bad) {
+/* The same for the update alone, in double. */
+static double exact_update(const float *w, const float *g, const float *b, int64_t n, const Sgd *s, int64_t *bad) {
   double squares = 0;
   *bad = 0;
   for (int64_t k = 0; k < n; k++) {
@@ -55,11 +59,24 @@ static double sgd_update_exactly(const float *w, const float *g, const float *b,
   return squares;
 }
 
-static int safe(double squares) { return isfinite(squares) && squares >= SAFE_SQUARES; }
-
-static void norm_row(double *row, double squares, double nonfinite) {
-  for (int k = 0; k < 8; k++) row[k] = NAN;
-  row[0] = 1.0, row[2] = squares, row[7] = nonfinite;
+/* Fill three rows, read again with other scales where those in `by` were not right; these are kept for the next time. */
+static void sgd_rows(const float *w, const float *g, const float *b, int64_t n, const Sgd *s, float *by, double *rows) {
+  double squares[3], exactly[3];
+  int64_t bad[3] = {0};
+  int again = 0, wrong[3];
+  sgd_squares(w, g, b, n, s, by, squares);
+  for (int kind = 0; kind < 3; kind++) {
+    wrong[kind] = !safe(squares[kind], by[kind]);
+    if (!wrong[kind]) continue;
+    exactly[kind] = kind < 2 ? exact_squares(kind ? g : w, NULL, n, &bad[kind]) : exact_update(w, g, b, n, s, &bad[2]);
+    by[kind] = exactly[kind] == 0 ? LARGEST_SCALE : scale_for(exactly[kind], n);
+    again |= exactly[kind] != 0 && !bad[kind];
+  }
+  if (again) sgd_squares(w, g, b, n, s, by, squares);
+  for (int kind = 0; kind < 3; kind++) {
+    int use = !wrong[kind] || (again && !bad[kind] && safe(squares[kind], by[kind]));
+    norm_row(rows + 8 * kind, use ? by[kind] : 1.0f, use ? squares[kind] : exactly[kind], bad[kind]);
+  }
 }
 
 /* parameters(params): shape (n, 2) as bytes: the slots of each parameter and its gradient, NOT_PLAIN or MISSING. */
@@ -104,21 +121,15 @@ static PyObject *rows_sgd(Rows *self, PyObject *args) {
     int fits = grad && plain(param, &w) && plain(grad, &g) && g.n == w.n && g.last == w.last &&
                (buffer == Py_None || (plain(buffer, &b) && b.n == w.n && b.last == w.last));
     Py_XDECREF(grad); /* the parameter holds it */
-    double *rows[3], squares[3], bad;
     for (int kind = 0; fits && kind < 3; kind++)
-      if (!(rows[kind] = take_row(self, &slots[3 * k + kind]))) fits = 0;
+      if (!take_row(self, &slots[3 * k + kind])) fits = 0;
     if (PyErr_Occurred()) {
       Py_CLEAR(made);
       break;
     }
     if (!fits) continue;
-    sgd_squares(w.at, g.at, b.at, w.n, &s, squares);
-    rows[0] = self->rows + 8 * slots[3 * k], rows[1] = rows[0] + 8; /* where growing may have moved them */
-    safe(squares[0]) ? norm_row(rows[0], squares[0], 0) : gradlab_norm(w.at, NULL, w.n, rows[0]);
-    safe(squares[1]) ? norm_row(rows[1], squares[1], 0) : gradlab_norm(g.at, NULL, g.n, rows[1]);
-    bad = 0;
-    if (!safe(squares[2])) squares[2] = sgd_update_exactly(w.at, g.at, b.at, w.n, &s, &bad);
-    norm_row(rows[2], squares[2], bad);
+    int64_t first = slots[3 * k]; /* the other two follow it */
+    sgd_rows(w.at, g.at, b.at, w.n, &s, self->scales + first, self->rows + 8 * first);
     Foretold *told = &self->foretold[self->told++];
     *told = (Foretold){.at = w.at, .n = w.n};
     for (int c = 0; c < CHECKED; c++) {

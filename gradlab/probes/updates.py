@@ -220,7 +220,9 @@ class UpdateProbe:
             self._found.append(self._buffer.values([found]))
         clip = self._clip if self._clip_calls == self._forward_calls() else (math.nan, math.nan)
         mine = _held(optimizer)
-        others = {param for one in self._optimizers if one is not optimizer for param in _held(one)} - mine
+        others: set[int] = set()
+        if len(self._optimizers) > 1:
+            others = {param for one in self._optimizers if one is not optimizer for param in _held(one)} - mine
         keep = mine if updated else ()
         self._params.before_update(ReadScale(scale, *clip), but=others, keep=keep, groups=groups)
 

@@ -4,6 +4,7 @@ import copy
 import math
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -234,3 +235,42 @@ def test_off_schedule_no_hook_is_on_a_module_and_order_is_kept():
     assert order == ["theirs"] * 3
     assert probe.trace.layers.groupby("step").size().to_dict() == {0: 3, 2: 3}
     assert [len(m._forward_hooks) for m in model] == [1, 0, 0]
+
+
+RANGES = [1.0, 1e-30, 1e-42, 0.0, 1e-42, 1e30, math.nan, 1e-18, 1e18, 0.0, math.inf, 1e-12, 1.0]
+
+
+@needs_hooks
+def test_a_scale_remembered_from_the_step_before_changes_no_digit():
+    """Vanishing gradients are read with the scale of their last reading: right or not, the numbers are the same."""
+    noise = torch.randn(9_001, generator=torch.Generator().manual_seed(2))
+    kept, ways = StepBuffer(), ({"moments": False}, {"norm_only": True})
+    for step, scale in enumerate(RANGES):
+        x = (noise * scale).float()
+        rows = []
+        for buffer in (kept, StepBuffer()):
+            slots = [buffer.reduce(x, **way) for way in ways] + [buffer.reduce_difference(x, torch.zeros_like(x))]
+            buffer.flush(lambda found, slots=slots, rows=rows: rows.append(found[slots]))
+        assert norm_of(rows[0]).tolist() == pytest.approx(norm_of(rows[1]).tolist(), rel=0, abs=0, nan_ok=True), step
+        if math.isfinite(scale):
+            norm = float((x.double() * 2.0**200).norm()) / 2.0**200
+            assert norm_of(rows[0]).tolist() == pytest.approx([norm] * 3, rel=1e-6, abs=0), scale
+        assert (rows[0][:, 7] == (0 if math.isfinite(scale) else x.numel())).all()
+
+
+@needs_hooks
+def test_updates_of_every_range_one_after_the_other():
+    param = nn.Parameter(torch.randn(5_003, generator=torch.Generator().manual_seed(3)))
+    optimizer, buffer = torch.optim.SGD([param], lr=1.0, momentum=0.5), StepBuffer()
+    noise, got, want = torch.randn(5_003, generator=torch.Generator().manual_seed(4)), [], []
+    for scale in [size for size in RANGES if math.isfinite(size)]:
+        param.data.mul_(0.0 if scale < 1e-20 else 1.0)  # else nothing is left of such an update
+        param.grad = noise * scale
+        held = [optimizer.state[param].get("momentum_buffer")]
+        slots = buffer.sgd([param], held, (1.0, 0.5, 1.0, 0.0, 1.0, False))
+        buffer.flush(lambda rows, slots=slots: got.append(norm_of(rows[slots[0]])))
+        before = param.detach().double()
+        optimizer.step()
+        wide = (before, param.grad.double(), param.detach().double() - before)
+        want.append([float((x * 2.0**200).norm()) / 2.0**200 for x in wide])
+    assert np.array(got).ravel().tolist() == pytest.approx(np.array(want).ravel().tolist(), rel=1e-6, abs=0)
