@@ -61,8 +61,9 @@ def train_seeds(
             operator without a batched form (nn.LSTM), or the precision is not float32: train them one by one.
 
     Note:
-        Faster where operators are small, see benchmarks/README.md: for 8 seeds of an MLP of 16 layers x 64 about twice;
-        not at all where every step is recorded. Recurrent modules cannot be batched so.
+        Faster where operators are small, see benchmarks/README.md: for 8 seeds of an MLP of 16 layers x 64 nearly four
+        times, for one of 8 layers x 512 not at all, nor where every step is recorded. nn.LSTM and its like cannot be
+        batched so.
 
     Example:
         >>> from gradlab.tasks import load_digits
