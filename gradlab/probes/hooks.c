@@ -159,7 +159,9 @@ static int64_t find_seen(Rows *self, PyObject *x, int64_t version, int64_t n) {
   return -1;
 }
 
-static int64_t reduce_shared(Rows *self, PyObject *x, const Plain *p) {
+/* Read a tensor once as long as it is the same object, or a view of all of it, and unchanged: an output that several
+ * probes look at, or the gradient of a sum, which is that of each of its terms. */
+static int64_t reduce_shared(Rows *self, PyObject *x, const Plain *p, long how) {
   int64_t version = version_of(x), slot = find_seen(self, x, version, p->n);
   if (slot >= 0) return slot;
   PyObject *base = PyObject_GetAttr(x, s__base);
@@ -168,7 +170,7 @@ static int64_t reduce_shared(Rows *self, PyObject *x, const Plain *p) {
   if (base && base != Py_None && plain(base, &whole) && whole.n == p->n) slot = find_seen(self, base, version, p->n);
   Py_XDECREF(base);
   if (slot >= 0) return slot;
-  if ((slot = reduce_plain(self, p, 0)) < 0) return slot;
+  if ((slot = reduce_plain(self, p, how)) < 0) return slot;
   Seen *place = &self->seen[self->next = (self->next + 1) % SEEN];
   Py_XSETREF(place->weak, PyWeakref_NewRef(x, NULL));
   if (!place->weak) PyErr_Clear();
@@ -185,7 +187,7 @@ static PyObject *rows_reduce(Rows *self, PyObject *const *args, Py_ssize_t count
 
 static PyObject *rows_reduce_shared(Rows *self, PyObject *x) {
   Plain p;
-  int64_t slot = plain(x, &p) ? reduce_shared(self, x, &p) : -1;
+  int64_t slot = plain(x, &p) ? reduce_shared(self, x, &p, 0) : -1;
   return slot < -1 ? NULL : PyLong_FromLongLong(slot);
 }
 

@@ -57,7 +57,7 @@ static PyObject *output_call(PyObject *hook, PyObject *const *args, size_t count
   Plain x, *known = NULL;
   if ((PyObject *)Py_TYPE(module) == self->kind && plain(output, &x)) known = &x;
   if (known) {
-    int64_t slot = reduce_shared(outputs->rows, output, known), index;
+    int64_t slot = reduce_shared(outputs->rows, output, known, 0), index;
     if (slot < 0 || (index = add_entry(outputs, self->label, place, x.n, slot)) < 0) return NULL;
     if (is_attr(output, s_requires_grad, Py_True) && follow_gradient(outputs, index, output)) return NULL;
   } else {

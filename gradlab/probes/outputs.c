@@ -171,7 +171,7 @@ static PyObject *gradient_call(PyObject *hook, PyObject *const *args, size_t cou
     Py_DECREF(done);
     Py_RETURN_NONE;
   }
-  int64_t slot = reduce_plain(outputs->rows, &x, 1);
+  int64_t slot = reduce_shared(outputs->rows, args[0], &x, 1);
   if (slot < 0 || set_gradient(outputs, self->index, slot)) return NULL;
   Rows *rows = outputs->rows;
   if (!rows->gradients_are_shared) Py_RETURN_NONE;
