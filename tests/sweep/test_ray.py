@@ -27,11 +27,10 @@ from gradlab.sweep.ray_engine import RayEngine, cluster_facts
 from gradlab.sweep.store import Run
 
 ray = pytest.importorskip("ray")
-# Three minutes on two cores, most of it waiting: run by GRADLAB_TEST_RAY=1.
+# Two minutes on two cores, most of it waiting.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # what Ray leaves open is not ours to close
-    pytest.mark.skipif(os.environ.get("GRADLAB_TEST_RAY") != "1", reason="set GRADLAB_TEST_RAY=1 to run it"),
 ]
 
 Start = Callable[..., Run]
