@@ -93,24 +93,32 @@ def cell(ratios: Sequence[float]) -> str:
 
 def draw(found: Ratios, path: Path) -> None:
     """Draw the table: a row a condition, a colour a workload, medians with their ranges on a log axis."""
-    import matplotlib as mpl
+    import seaborn as sns
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    names = list(dict.fromkeys(name for ratios in found.values() for name in ratios if name != "bare"))
-    figure = Figure(figsize=(7, 1 + 0.45 * len(names)), layout="constrained")
+    names = [name for name in [*OWN, *PEERS] if any(name in ratios for ratios in found.values()) and name != "bare"]
+    figure = Figure(figsize=(7, 1.2 + 0.5 * len(names)), layout="constrained")
     axes = figure.subplots()
+    colours = sns.color_palette("colorblind", len(found))
     for number, (key, ratios) in enumerate(found.items()):
         known = [name for name in names if name in ratios]
         medians = [statistics.median(ratios[name]) for name in known]
         low = [m - min(ratios[name]) for m, name in zip(medians, known, strict=True)]
         high = [max(ratios[name]) - m for m, name in zip(medians, known, strict=True)]
         places = [names.index(name) + (number - (len(found) - 1) / 2) * 0.12 for name in known]
-        colour = mpl.colormaps["viridis"](number / max(len(found) - 1, 1))
-        axes.errorbar(medians, places, xerr=[low, high], fmt="o", ms=4, lw=1, color=colour, label=WORKLOADS[key].text)
+        label = f"{key} {WORKLOADS[key].text}"
+        axes.errorbar(medians, places, xerr=[low, high], fmt="o", ms=4, lw=1, color=colours[number], label=label)
+    for place in range(1, len(names)):
+        axes.axhline(place - 0.5, color="0.9", lw=0.5)
     axes.axvline(1, color="0.6", lw=1)
-    axes.set(xscale="log", xlabel="time of a step / time of the bare step", yticks=range(len(names)), yticklabels=names)
-    axes.invert_yaxis()
-    axes.legend(fontsize="x-small", loc="lower right")
+    axes.set(xscale="log", yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    axes.set_xlabel("time of a training step / time of the bare step")
+    axes.xaxis.set_major_locator(FixedLocator([0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    figure.legend(fontsize="small", loc="outside lower center", ncols=2, frameon=False)
+    sns.despine(figure)
     figure.savefig(path, dpi=150)
 
 

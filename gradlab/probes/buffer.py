@@ -14,13 +14,19 @@ import torch
 from gradlab.errors import UsageError
 from gradlab.probes import hooks, native
 from gradlab.probes.outputs import OutputHook, Outputs
-from gradlab.probes.reduce import cpu_row, device_row, is_dense
+from gradlab.probes.reduce import ROW, cpu_row, device_row, is_dense
 from gradlab.probes.rows import DeviceRows, HostRows, PlainRows, wide_dtype
 
 __all__ = ["Rows", "StepBuffer"]
 
 #: Host form of a step's rows, shape (slots, 8).
 Rows = npt.NDArray[np.float64]
+
+
+_NONE = -1
+#: Norms whose squares stay inside the dtype's range, and by how much.
+_SAFE_NORMS = {torch.float32: (1e-12, 1e18), torch.float64: (1e-145, 1e150)}
+_SMALL = 1 << 16  # entries, beyond which a tensor is read in blocks: torch's own norm adds up in the tensor's dtype
 
 
 def _same_entries(x: torch.Tensor, of: torch.Tensor | None) -> bool:
@@ -79,10 +85,10 @@ class StepBuffer:
 
     def _reduce(self, x: torch.Tensor, moments: bool, norm_only: bool) -> int:
         slot = self._take()
-        with torch.no_grad():
-            if x.is_cpu:
-                self._host.put(slot, cpu_row(x.detach(), moments=moments, norm_only=norm_only))
-            else:
+        if x.is_cpu:
+            self._host.put(slot, cpu_row(x.detach(), moments=moments, norm_only=norm_only))
+        else:
+            with torch.no_grad():
                 self._rows(x.device).next_row(slot).copy_(device_row(x.detach()))
         return slot
 
@@ -114,14 +120,31 @@ class StepBuffer:
             read = self.rows.sgd(params, buffers, *numbers)
         return None if read is None else np.frombuffer(read, dtype=np.int64).reshape(-1, 3)
 
+    def norms(self, xs: Sequence[torch.Tensor]) -> list[int]:
+        """Reduce many tensors, as far as norms need, where no kernel does: the small ones of one dtype together."""
+        slots = [_NONE] * len(xs)
+        for dtype, (least, most) in _SAFE_NORMS.items():
+            small = [at for at, x in enumerate(xs) if x.is_cpu and x.dtype is dtype and 0 < x.numel() <= _SMALL]
+            if not small:
+                continue
+            with torch.no_grad(), self._lock:
+                norms = np.array(torch.stack(torch._foreach_norm([xs[at].detach() for at in small])).tolist())
+                good = (norms > least) & (norms < most)  # the others are read again, each on its own
+                rows = np.full((int(good.sum()), len(ROW)), np.nan)
+                rows[:, ROW.index("scale")], rows[:, ROW.index("nonfinite")] = 1.0, 0.0
+                rows[:, ROW.index("squares")] = norms[good] ** 2
+                first = self._take(len(rows))
+                self._host.address(first + len(rows))
+                self._host.array[first : first + len(rows)] = rows
+            for slot, at in enumerate(np.array(small)[good].tolist()):
+                slots[at] = first + slot
+        return [self.reduce(x, norm_only=True) if slot == _NONE else slot for slot, x in zip(slots, xs, strict=True)]
+
     def reduce_difference(self, new: torch.Tensor, old: torch.Tensor) -> int:
-        """Reduce new - old into the next slot, as far as its norm needs; `old` may be overwritten."""
+        """Reduce new - old into the next slot, as far as its norm needs; -1 where no kernel does it."""
         with self._lock:
             slot: int = self.rows.difference(new, old)
-        if slot >= 0:
-            return slot
-        with torch.no_grad():
-            return self.reduce(old.neg_().add_(new.detach()), norm_only=True)
+        return slot
 
     def reduce_shared(self, x: torch.Tensor) -> int:
         """Reduce a tensor that several probes look at: read once as long as it is the same object and unchanged.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, cast, final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch import nn
 from gradlab.probes.arithmetic import SgdGroup
 from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.log import TableLog
-from gradlab.probes.reduce import can_reduce, is_distributed, norm_of
+from gradlab.probes.reduce import can_reduce, has_memory, is_distributed, norm_of
 from gradlab.probes.rows import MISSING
 from gradlab.probes.sharded import ShardedRows
 
@@ -173,8 +173,9 @@ class ParameterProbe:
         places = [place for place, _ in mine.values()]
         slots = self._buffer.parameters(params)
         self._slots[places, :_UPDATE] = slots
-        for at, kind in np.argwhere(slots == _NONE).tolist():
-            self._reduce(places[at], kind, params[at] if kind == _WEIGHT else params[at].grad)
+        left = np.argwhere(slots == _NONE).tolist()
+        tensors = [params[at] if kind == _WEIGHT else params[at].grad for at, kind in left]
+        self._reduce_all([(places[at], kind) for at, kind in left], tensors)
         self._got_grad[places] |= slots[:, _GRAD] != MISSING
         for place, param in zip(places, params, strict=True):
             if id(param) in keep:
@@ -197,6 +198,16 @@ class ParameterProbe:
         self._foretold += params
         self._foretold_places += places
         return others
+
+    def _reduce_all(self, where: Sequence[tuple[int, int]], xs: Sequence[torch.Tensor | None]) -> None:
+        """Reduce tensors for these places and kinds: ordinary ones together."""
+        plain = [at for at, x in enumerate(xs) if x is not None and has_memory(x) and can_reduce(x)]
+        slots = dict(zip(plain, self._buffer.norms([cast(torch.Tensor, xs[at]) for at in plain]), strict=True))
+        for at, (place, kind) in enumerate(where):
+            if at in slots:
+                self._slots[place, kind] = slots[at]
+            else:
+                self._reduce(place, kind, xs[at])
 
     def _reduce(self, place: int, kind: int, x: torch.Tensor | None) -> None:
         self._slots[place, kind] = _NONE
@@ -222,6 +233,7 @@ class ParameterProbe:
             return
         with torch.no_grad():
             now = self._now()
+            changes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
             for place, old in self._before.items():
                 new = now[place]
                 if new is None or old.shape != new.shape:
@@ -229,9 +241,15 @@ class ParameterProbe:
                 if is_distributed(new) and is_distributed(old):
                     self._reduce(place, _UPDATE, new.detach() - old)
                 elif can_reduce(new):
-                    self._slots[place, _UPDATE] = self._buffer.reduce_difference(new, old)
+                    self._slots[place, _UPDATE] = slot = self._buffer.reduce_difference(new, old)
+                    if slot == _NONE:
+                        changes[place] = old, new.detach()
                 elif new.is_complex():
                     self._reduce(place, _UPDATE, new.detach() - old)
+            if changes:
+                olds = [old for old, _ in changes.values()]
+                torch._foreach_sub_(olds, [new for _, new in changes.values()])
+                self._reduce_all([(place, _UPDATE) for place in changes], olds)
         self._before = {}
 
     def let_go(self) -> None:

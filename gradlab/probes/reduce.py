@@ -46,6 +46,7 @@ ROW: Final = ("scale", "sum", "squares", "spread", "min", "max", "zeros", "nonfi
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _EMPTY = (1.0, 0.0, 0.0, 0.0, math.nan, math.nan, 0.0, 0.0)
 _BLOCK = 1 << 16  # entries a slow-path block: its float64 copy stays in the second-level cache
+_FEW = 1 << 13
 _FAST_BLOCK = 1 << 20  # entries a fast-path block: keeps float32 accumulation error small on huge tensors
 # Below, squares lost to underflow (each at most 1.4e-45) could matter among up to 1e14 entries.
 _SAFE_SQUARES = {torch.float32: 1e-25, torch.float64: 1e-290}
@@ -124,7 +125,13 @@ def cpu_row(x: torch.Tensor, *, moments: bool = True, norm_only: bool = False) -
             total += block.sum().item()
         least, most = torch.aminmax(block)
         low, high = min(low, least.item()), max(high, most.item())
-        zeros += torch.eq(block, 0, out=torch.empty_like(block)).sum().item()
+        # torch counts one entry at a time: of few that is quickest, of many a vectorized comparison is.
+        few = block.numel() <= _FEW
+        zeros += (
+            block.numel() - torch.count_nonzero(block).item()
+            if few
+            else torch.eq(block, 0, out=torch.empty_like(block)).sum().item()
+        )
     safe = math.isfinite(squares) and squares >= _SAFE_SQUARES[flat.dtype]
     spread = squares - total * total / n if moments else math.nan
     if safe and moments and not norm_only:

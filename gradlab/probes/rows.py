@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -124,5 +125,6 @@ class HostRows:
 
     def put(self, slot: int, row: tuple[float, ...]) -> None:
         self.address(slot)
-        self.array[slot, : len(row)] = row
-        self.array[slot, len(row) :] = np.nan
+        if len(row) < len(ROW):
+            row = (*row, *(math.nan,) * (len(ROW) - len(row)))
+        self.array[slot] = row

@@ -28,8 +28,9 @@ __all__ = ["RayEngine", "cluster_facts"]
 
 _REPORT_EVERY = 0.5  # seconds between two reports of one cell
 _GRACE = 10.0  # seconds past its limit after which a task is killed
-_PATIENCE = 5.0  # seconds to wait for the desk, which is for progress only
-_FETCH = 120.0  # seconds to fetch what a finished task returned: its node may be gone since
+_PATIENCE = 2.0  # seconds that a cell waits at its beginning for the desk, which is for progress and the word to stop
+_ASK_AGAIN = 10.0  # seconds after which no answer is expected any more
+_FETCH = 60.0  # seconds to fetch what a finished task returned: its node may be gone since
 _NODE_LOSSES = 20  # of one cell's nodes, after which something else must be wrong
 _STORE_BYTES = 128 * 2**20  # of shared memory: what a cell returns is small
 
@@ -111,28 +112,50 @@ class _Desk:
         self._stop = True
 
 
+class _Answer:
+    """What the desk answers, whenever it does: its node may be gone, and nobody waits until it is on another."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._asked: Any = None
+        self._since = 0.0
+
+    def ask(self, question: Callable[[], Any]) -> None:
+        """Ask, unless an answer is still to come."""
+        now = time.monotonic()
+        if self._asked is None or now - self._since > _ASK_AGAIN:
+            with suppress(self._ray.exceptions.RayError):
+                self._asked, self._since = question(), now
+
+    def come(self, patience: float = 0.0) -> Any:
+        """Return the answer, or None where there is none yet, or none at all."""
+        if self._asked is None or not self._ray.wait([self._asked], timeout=patience)[0]:
+            return None
+        asked, self._asked = self._asked, None
+        with suppress(self._ray.exceptions.RayError):
+            return self._ray.get(asked, timeout=_PATIENCE)
+        return None
+
+
 def _task(job: Job, cell: Cell, desk: Any, mark: str, send_back: bool) -> tuple[Outcome, dict[str, bytes]]:
     """Run one cell on a node; return its outcome and, where the driver has to store it, its files."""
     import ray
     import torch
 
     torch.set_num_threads(1)
-    last = 0.0
+    last, answer = 0.0, _Answer(ray)
 
     def report(done: int, total: int, loss: float | None) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last > _REPORT_EVERY or done == total:
             last = now
-            stop = False
-            with suppress(ray.exceptions.RayError):  # the desk's node is gone: it will be made anew
-                stop = ray.get(desk.tell.remote(cell.key, done, total, loss), timeout=_PATIENCE)
-            if stop:
+            if answer.come() is True:
                 raise Stopped
+            answer.ask(lambda: desk.tell.remote(cell.key, done, total, loss))
 
-    try:
-        report(0, 1, None)
-    except Stopped:
+    report(0, 1, None)
+    if answer.come(_PATIENCE) is True:
         return Outcome(cell=cell, status="stopped"), {}
     if not send_back and (job.folder / mark).exists():
         return run_cell(job, cell, report), {}
@@ -159,6 +182,7 @@ class _Tasks:
         self._deaths: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._killed: set[str] = set()
+        self._answer = _Answer(ray)
 
     def run(self, cells: Sequence[Cell], workers: int, cpus: float, progress: Progress) -> Iterator[Outcome]:
         waiting = deque(cells)
@@ -185,9 +209,8 @@ class _Tasks:
     def _look(self, progress: Progress) -> None:
         """Show what the tasks told, and kill those that hang past their limit."""
         now = time.monotonic()
-        told: dict[str, tuple[int, int, float | None]] = {}
-        with suppress(self._ray.exceptions.RayError):  # its node is gone: what it knew was for people
-            told = self._ray.get(self._desk.read.remote(), timeout=_PATIENCE)
+        told: dict[str, tuple[int, int, float | None]] = self._answer.come() or {}
+        self._answer.ask(lambda: self._desk.read.remote())
         for key, (done, total, loss) in told.items():
             self._since.setdefault(key, now)
             progress(self._cells[key], done, total, loss)

@@ -274,3 +274,25 @@ def test_updates_of_every_range_one_after_the_other():
         wide = (before, param.grad.double(), param.detach().double() - before)
         want.append([float((x * 2.0**200).norm()) / 2.0**200 for x in wide])
     assert np.array(got).ravel().tolist() == pytest.approx(np.array(want).ravel().tolist(), rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_norms_of_many_tensors_at_once(dtype, monkeypatch):
+    """Where no kernel reads them: small ones together, and those whose squares leave the range each on its own."""
+    monkeypatch.setattr(native, "kernel", lambda: None)
+    noise = torch.randn(70_000, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    sizes = [1, 3, 1000, 70_000, 0, 17]
+    ranges = [1.0, 1e-30, 0.0, 1e25, 1e-200, 1e200] if dtype is torch.float64 else [1.0, 1e-30, 0.0, 1e25, 1e-42]
+    xs = [(noise[:size] * scale).to(dtype) for size in sizes for scale in ranges]
+    xs += [
+        torch.full((5,), math.nan, dtype=dtype),
+        torch.ones(3, 4, dtype=dtype).t(),
+        torch.ones((), dtype=dtype).expand(9),
+    ]
+    buffer, got = StepBuffer(), []
+    slots = buffer.norms(xs)
+    buffer.flush(lambda rows: got.append(rows[slots]))
+    tops = [float(x.double().abs().max()) if x.numel() else 0.0 for x in xs]
+    want = [top * float((x.double() / top).norm()) if top else 0.0 for x, top in zip(xs, tops, strict=True)]
+    assert norm_of(got[0]).tolist() == pytest.approx(want, rel=1e-6, abs=0, nan_ok=True)
+    assert got[0][:, 7].tolist() == [float(x.isnan().sum()) for x in xs]

@@ -98,6 +98,8 @@ def difference(new, old):
     """Return the norm of new - old as the parameter probe gets it."""
     buffer, norms = StepBuffer(), []
     slot = buffer.reduce_difference(new, old)
+    if slot < 0:
+        (slot,) = buffer.norms([old.neg_().add_(new)])
     buffer.flush(lambda rows: norms.append(norm_of(rows[slot])))
     return norms[0]
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +37,7 @@ pytestmark = [
 Start = Callable[..., Run]
 Go = Callable[..., SweepReport]
 TOY = Path(__file__).parent / "toy"
-PATIENCE = 120.0  # seconds after which something hangs
+PATIENCE = 240.0  # seconds after which something hangs
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False, "include_log_monitor": False}
 #: A dead node is noticed after 6 s and not 20; a busy one must not be taken for dead.
 CHECKS = {"health_check_initial_delay_ms": 2000, "health_check_period_ms": 2000, "health_check_failure_threshold": 3}
@@ -47,8 +48,10 @@ def cluster() -> Iterator[Any]:
     """Two nodes of one core each, on this machine; the first holds the cluster's state."""
     from ray.cluster_utils import Cluster
 
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_USAGE_STATS_ENABLED")}
-    os.environ.update(PYTHONPATH=str(TOY), RAY_USAGE_STATS_ENABLED="0")
+    # Ray's workers are nice to others: beside another test process, to load torch would take them a minute.
+    ours = {"PYTHONPATH": str(TOY), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
     made = Cluster(initialize_head=True, head_node_args=NODE | {"_system_config": CHECKS})
     made.add_node(**NODE)
     # One connection for all tests: with each new one Ray starts new workers, and each of those loads torch.
@@ -80,7 +83,8 @@ class OnRay(threading.Thread):
 
     def report(self) -> SweepReport:
         self.join(PATIENCE)
-        assert not self.is_alive(), "the sweep hangs"
+        where = traceback.format_stack(sys._current_frames()[self.ident]) if self.is_alive() else []  # type: ignore[index]
+        assert not self.is_alive(), "the sweep hangs:\n" + "".join(where)
         return self._reports[0]
 
 
