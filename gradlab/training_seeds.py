@@ -237,8 +237,9 @@ class _Team:
         step: Callable[[], Any] = self._optimizer.step
         if not recorded:
             step()
-            for probe in self.probes:
-                probe.skip()
+            for probe, on in zip(self.probes, self.training, strict=True):
+                if on:
+                    probe.skip()
             return losses
         for shadow, on in zip(self.shadows, self.training, strict=True):
             if on:  # each probe reads its net before the step inside and after it

@@ -15,7 +15,7 @@ from gradlab.errors import UsageError
 from gradlab.probes import hooks, native
 from gradlab.probes.outputs import OutputHook, Outputs
 from gradlab.probes.reduce import ROW, cpu_row, device_row, is_dense
-from gradlab.probes.rows import DeviceRows, HostRows, PlainRows, wide_dtype
+from gradlab.probes.rows import NONE, DeviceRows, HostRows, PlainRows, wide_dtype
 
 __all__ = ["Rows", "StepBuffer"]
 
@@ -23,7 +23,6 @@ __all__ = ["Rows", "StepBuffer"]
 Rows = npt.NDArray[np.float64]
 
 
-_NONE = -1
 #: Norms whose squares stay inside the dtype's range, and by how much.
 _SAFE_NORMS = {torch.float32: (1e-12, 1e18), torch.float64: (1e-145, 1e150)}
 _SMALL = 1 << 16  # entries, beyond which a tensor is read in blocks: torch's own norm adds up in the tensor's dtype
@@ -122,7 +121,7 @@ class StepBuffer:
 
     def norms(self, xs: Sequence[torch.Tensor]) -> list[int]:
         """Reduce many tensors, as far as norms need, where no kernel does: the small ones of one dtype together."""
-        slots = [_NONE] * len(xs)
+        slots = [NONE] * len(xs)
         for dtype, (least, most) in _SAFE_NORMS.items():
             small = [at for at, x in enumerate(xs) if x.is_cpu and x.dtype is dtype and 0 < x.numel() <= _SMALL]
             if not small:
@@ -138,7 +137,7 @@ class StepBuffer:
                 self._host.array[first : first + len(rows)] = rows
             for slot, at in enumerate(np.array(small)[good].tolist()):
                 slots[at] = first + slot
-        return [self.reduce(x, norm_only=True) if slot == _NONE else slot for slot, x in zip(slots, xs, strict=True)]
+        return [self.reduce(x, norm_only=True) if slot == NONE else slot for slot, x in zip(slots, xs, strict=True)]
 
     def reduce_difference(self, new: torch.Tensor, old: torch.Tensor) -> int:
         """Reduce new - old into the next slot, as far as its norm needs; -1 where no kernel does it."""

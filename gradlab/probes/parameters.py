@@ -15,14 +15,13 @@ from gradlab.probes.arithmetic import SgdGroup
 from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.log import TableLog
 from gradlab.probes.reduce import can_reduce, has_memory, is_distributed, norm_of
-from gradlab.probes.rows import MISSING
+from gradlab.probes.rows import MISSING, NONE
 from gradlab.probes.sharded import ShardedRows
 
 __all__ = ["ParameterProbe", "ReadScale", "clip_coefficient", "describe_parameters"]
 
 _SCALE, _NONFINITE = 0, 7  # places in a row
 _WEIGHT, _GRAD, _UPDATE = range(3)
-_NONE = -1  # slot of what was not read
 
 
 class ReadScale(NamedTuple):
@@ -106,7 +105,7 @@ class ParameterProbe:
             self._derive,
         )
         self._totals: dict[int, float] = {}  # by step
-        self._slots = np.full((len(named), 3), _NONE)  # by place of the parameter and what of it
+        self._slots = np.full((len(named), 3), NONE)  # by place of the parameter and what of it
         self._scales: list[
             tuple[ReadScale, Sequence[int] | npt.NDArray[np.int64]]
         ] = []  # of the places read with it; the last one counts
@@ -146,7 +145,7 @@ class ParameterProbe:
         with torch.no_grad():
             plan = self._plan_of(but, groups)
             self._scales.append((scale, plan.places))
-            self._slots[plan.places] = _NONE
+            self._slots[plan.places] = NONE
             rest = dict(plan.rest)
             for group, part in zip(groups, plan.groups, strict=True):
                 rest.update(self._foretell(group, part))
@@ -173,7 +172,7 @@ class ParameterProbe:
         places = [place for place, _ in mine.values()]
         slots = self._buffer.parameters(params)
         self._slots[places, :_UPDATE] = slots
-        left = np.argwhere(slots == _NONE).tolist()
+        left = np.argwhere(slots == NONE).tolist()
         tensors = [params[at] if kind == _WEIGHT else params[at].grad for at, kind in left]
         self._reduce_all([(places[at], kind) for at, kind in left], tensors)
         self._got_grad[places] |= slots[:, _GRAD] != MISSING
@@ -210,7 +209,7 @@ class ParameterProbe:
                 self._reduce(place, kind, xs[at])
 
     def _reduce(self, place: int, kind: int, x: torch.Tensor | None) -> None:
-        self._slots[place, kind] = _NONE
+        self._slots[place, kind] = NONE
         x = None if x is None else _entries(x)
         if x is None:
             return
@@ -226,7 +225,7 @@ class ParameterProbe:
         """Reduce what the optimizer added."""
         if self._foretold and self._buffer.rows.stepped(self._foretold):
             # This SGD does not do what torch's does: its updates are measured from now on.
-            self._slots[self._foretold_places, _UPDATE] = _NONE
+            self._slots[self._foretold_places, _UPDATE] = NONE
             self._foretells = False
         self._foretold, self._foretold_places = [], []
         if not self._before:
@@ -242,7 +241,7 @@ class ParameterProbe:
                     self._reduce(place, _UPDATE, new.detach() - old)
                 elif can_reduce(new):
                     self._slots[place, _UPDATE] = slot = self._buffer.reduce_difference(new, old)
-                    if slot == _NONE:
+                    if slot == NONE:
                         changes[place] = old, new.detach()
                 elif new.is_complex():
                     self._reduce(place, _UPDATE, new.detach() - old)
@@ -258,7 +257,7 @@ class ParameterProbe:
 
     def discard(self) -> None:
         """Forget the open step."""
-        self._slots[:], self._scales, self._read = _NONE, [], False
+        self._slots[:], self._scales, self._read = NONE, [], False
         self._before, self._foretold, self._foretold_places = {}, [], []
         if self._sharded is not None:
             self._sharded.discard()

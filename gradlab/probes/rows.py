@@ -12,8 +12,10 @@ import torch
 from gradlab.probes import native
 from gradlab.probes.reduce import ROW, has_memory, is_dense
 
-__all__ = ["MISSING", "DeviceRows", "HostRows", "PlainRows", "wide_dtype"]
+__all__ = ["MISSING", "NONE", "DeviceRows", "HostRows", "PlainRows", "wide_dtype"]
 
+#: Stands for the slot of what was not read, or has to go another way.
+NONE = -1
 #: Stands for the slot of a gradient that is None.
 MISSING = -2
 _ROW_BYTES = 8 * len(ROW)

@@ -243,9 +243,10 @@ class Probe:
         self._close_step()
 
     def skip(self) -> None:
-        """Close a step that is not recorded, though no optimizer has stepped: its nets were trained in another way."""
-        if self._open and not self._recording:
-            self._close_step()
+        """Close an open step that is not recorded, though its optimizer has not stepped: it was made in another way."""
+        if self._recording or not self._open:
+            raise UsageError("Only an open step that is not recorded can be skipped.")
+        self._close_step()
 
     def follow(self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]) -> None:
         """Close the steps by another optimizer, or others, from now on: the watched one was replaced.
@@ -375,9 +376,8 @@ class Probe:
             self._begin_step()
 
     def _deliver_later(self, step: int, seconds: float) -> None:
-        updates = self._updates.close_step(step)
-        layers, batchnorm = self._layers.close_step(step), self._batchnorm.close_step(step)
-        recurrent = self._recurrent.close_step(step)
+        updates, layers = self._updates.close_step(step), self._layers.close_step(step)
+        batchnorm, recurrent = self._batchnorm.close_step(step), self._recurrent.close_step(step)
 
         def deliver(rows: Rows) -> None:
             told = updates(rows)

@@ -362,3 +362,16 @@ def test_trace_of_a_real_run_survives_the_disk(tmp_path):
     trace = checkpointed_trace(False)
     trace.save(tmp_path / "run")
     assert Trace.load(tmp_path / "run") == trace
+
+
+def test_only_a_step_that_is_not_recorded_is_skipped():
+    model = nn.Linear(2, 2)
+    with watch(model, torch.optim.SGD(model.parameters(), lr=0.1), every=2) as probe:
+        with pytest.raises(UsageError, match="not recorded can be skipped"):
+            probe.skip()
+        model(torch.ones(1, 2)).sum().backward()
+        probe._updates.optimizers[0].step()
+        probe.skip()
+        assert (probe.step_number, probe.recording) == (2, True)
+    with pytest.raises(UsageError, match="not recorded can be skipped"):
+        probe.skip()
