@@ -1,84 +1,34 @@
 /* The probes' hooks without the interpreter between them: the same contract as the Python classes of the same names in
- * rows.py, hooks.py and outputs.py, which tell what each does. Nothing here knows torch's C++ types: a tensor is asked
- * in Python's words (dtype, data_ptr(), ...), so that this compiles in a second and fits any torch.
+ * rows.py, hooks.py and outputs.py, which tell what each does. What they ask of torch is in torch_side.h.
  *
- * What is plain (a dense float32 CPU tensor, see `plain`) is done here; anything else goes to the Python callables that
- * the objects were given. All of it runs with the interpreter's lock held, which is what keeps threads apart.
+ * What is plain (a dense float32 CPU tensor, see `torch_plain`) is done here; anything else goes to the Python callables
+ * that the objects were given. All of it runs with the interpreter's lock held, which is what keeps threads apart.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
 
 #include "reduce.c"
+#include "torch_side.h"
 
 #define OWN_CALLS 8 /* as in units.py */
 #define SEEN 8
 #define REMEMBERED 65536
 
-static PyObject *tensor_type, *parameter_type, *float32, *channels_last, *ordered_dict;
-static PyObject *is_grad_enabled, *current_graph_task;
-#define NAMES(X)                                                                                                       \
-  X(dtype) X(is_cpu) X(is_nested) X(is_contiguous) X(numel) X(data_ptr) X(dim) X(shape) X(_version) X(_base)  \
-  X(requires_grad) X(grad_fn) X(_backward_hooks) X(_register_hook_dict) X(memory_format) X(grad)
-#define X(name) static PyObject *s_##name;
-NAMES(X)
-#undef X
-
-typedef struct {
-  const float *at;
-  int64_t n;
-  int last; /* channels last */
-} Plain;
-
-static int is_attr(PyObject *x, PyObject *name, PyObject *wanted) {
-  PyObject *got = PyObject_GetAttr(x, name);
-  Py_XDECREF(got);
-  return got == wanted; /* singletons: they live on */
-}
-
-static int64_t whole_number(PyObject *made) {
-  if (!made) return PyErr_Clear(), -1;
-  int64_t value = PyLong_AsLongLong(made);
-  Py_DECREF(made);
-  if (value == -1 && PyErr_Occurred()) PyErr_Clear();
-  return value;
-}
-
-static int truth(PyObject *made) {
-  if (!made) return PyErr_Clear(), 0;
-  int value = made == Py_True;
-  Py_DECREF(made);
-  return value;
-}
-
-/* Whether the kernel can read the entries of x as they lie; no exception is left. Each question costs 50 ns, so none is
- * asked whose answer follows: what is sparse, or handed through by torch.func, raises when asked for its memory. */
-static int plain(PyObject *x, Plain *out) {
-  if ((PyObject *)Py_TYPE(x) != tensor_type && (PyObject *)Py_TYPE(x) != parameter_type) return 0;
-  if (!is_attr(x, s_is_cpu, Py_True) || !is_attr(x, s_dtype, float32) || !is_attr(x, s_is_nested, Py_False))
-    return PyErr_Clear(), 0;
-  out->last = 0;
-  if (!truth(PyObject_CallMethodNoArgs(x, s_is_contiguous))) {
-    if (whole_number(PyObject_CallMethodNoArgs(x, s_dim)) != 4) return 0;
-    PyObject *args[] = {x, channels_last}, *names = PyTuple_Pack(1, s_memory_format);
-    if (!names) return PyErr_Clear(), 0;
-    out->last = truth(PyObject_VectorcallMethod(s_is_contiguous, args, 1, names));
-    Py_DECREF(names);
-    if (!out->last) return 0;
-  }
-  out->n = whole_number(PyObject_CallMethodNoArgs(x, s_numel));
-  if (out->n <= 0) return 0;
-  int64_t at = whole_number(PyObject_CallMethodNoArgs(x, s_data_ptr));
-  out->at = (const float *)(intptr_t)at;
-  return at != 0 && at != -1;
-}
-
-static int64_t version_of(PyObject *x) { return whole_number(PyObject_GetAttr(x, s__version)); /* -1: inference */ }
+static PyObject *s_grad, *s_shape, *s_register_hook, *s_compiled_autograd, *s_compiled_autograd_enabled;
+static const struct {
+  PyObject **place;
+  const char *text;
+} names[] = {{&s_grad, "grad"},
+             {&s_shape, "shape"},
+             {&s_register_hook, "register_hook"},
+             {&s_compiled_autograd, "torch._dynamo.compiled_autograd"},
+             {&s_compiled_autograd_enabled, "compiled_autograd_enabled"}};
 
 /* -- Rows ----------------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-  PyObject *weak;
+  void *held; /* a tensor, weakly */
   int64_t version, slot, n;
 } Seen;
 
@@ -135,59 +85,41 @@ static int64_t reduce_plain(Rows *self, const Plain *x, long how) { /* 0 all, 1 
 }
 
 static void forget_seen(Rows *self) {
-  for (int k = 0; k < SEEN; k++) Py_CLEAR(self->seen[k].weak);
+  for (int k = 0; k < SEEN; k++)
+    if (self->seen[k].held) torch_let_go(self->seen[k].held), self->seen[k].held = NULL;
   self->grad_at = NULL;
 }
 
-static int refers_to(PyObject *weak, PyObject *x) {
-#if PY_VERSION_HEX >= 0x030D0000
-  PyObject *found = NULL;
-  if (PyWeakref_GetRef(weak, &found) < 0) PyErr_Clear();
-  Py_XDECREF(found);
-  return found == x;
-#else
-  return PyWeakref_GET_OBJECT(weak) == x;
-#endif
-}
-
-static int64_t find_seen(Rows *self, PyObject *x, int64_t version, int64_t n) {
-  for (int k = 0; k < SEEN; k++) {
+static int64_t find_seen(Rows *self, const void *itself, int64_t version, int64_t n) {
+  for (int k = 0; itself && k < SEEN; k++) {
     Seen *seen = &self->seen[k];
-    if (seen->weak && seen->n == n && seen->version == version && refers_to(seen->weak, x))
-      return seen->slot;
+    if (seen->held == itself && seen->n == n && seen->version == version) return seen->slot;
   }
   return -1;
 }
 
 /* Read a tensor once as long as it is the same object, or a view of all of it, and unchanged: an output that several
  * probes look at, or the gradient of a sum, which is that of each of its terms. */
-static int64_t reduce_shared(Rows *self, PyObject *x, const Plain *p, long how) {
-  int64_t version = version_of(x), slot = find_seen(self, x, version, p->n);
-  if (slot >= 0) return slot;
-  PyObject *base = PyObject_GetAttr(x, s__base);
-  Plain whole;
-  if (!base) PyErr_Clear();
-  if (base && base != Py_None && plain(base, &whole) && whole.n == p->n) slot = find_seen(self, base, version, p->n);
-  Py_XDECREF(base);
-  if (slot >= 0) return slot;
-  if ((slot = reduce_plain(self, p, how)) < 0) return slot;
+static int64_t reduce_shared(Rows *self, const Plain *x, long how) {
+  int64_t slot = find_seen(self, x->itself, x->version, x->n);
+  if (slot < 0) slot = find_seen(self, x->whole, x->whole_version, x->n);
+  if (slot >= 0 || (slot = reduce_plain(self, x, how)) < 0) return slot;
   Seen *place = &self->seen[self->next = (self->next + 1) % SEEN];
-  Py_XSETREF(place->weak, PyWeakref_NewRef(x, NULL));
-  if (!place->weak) PyErr_Clear();
-  place->version = version, place->slot = slot, place->n = p->n;
+  if (place->held) torch_let_go(place->held);
+  *place = (Seen){torch_hold(x->itself), x->version, slot, x->n};
   return slot;
 }
 
 static PyObject *rows_reduce(Rows *self, PyObject *const *args, Py_ssize_t count) {
   Plain x;
   if (count != 2) return PyErr_SetString(PyExc_TypeError, "reduce takes a tensor and how"), NULL;
-  int64_t slot = plain(args[0], &x) ? reduce_plain(self, &x, PyLong_AsLong(args[1])) : -1;
+  int64_t slot = torch_plain(args[0], &x) ? reduce_plain(self, &x, PyLong_AsLong(args[1])) : -1;
   return slot < -1 ? NULL : PyLong_FromLongLong(slot);
 }
 
 static PyObject *rows_reduce_shared(Rows *self, PyObject *x) {
   Plain p;
-  int64_t slot = plain(x, &p) ? reduce_shared(self, x, &p, 0) : -1;
+  int64_t slot = torch_plain(x, &p) ? reduce_shared(self, &p, 0) : -1;
   return slot < -1 ? NULL : PyLong_FromLongLong(slot);
 }
 
@@ -195,8 +127,8 @@ static PyObject *rows_reduce_shared(Rows *self, PyObject *x) {
 static PyObject *rows_same_gradient(Rows *self, PyObject *const *args, Py_ssize_t count) {
   Plain x;
   int64_t slot = -1;
-  if (count == 2 && self->grad_at && self->grad_of == PyLong_AsLongLong(args[1]) && plain(args[0], &x) &&
-      x.at == self->grad_at && x.n == self->grad_n && version_of(args[0]) == self->grad_version)
+  if (count == 2 && self->grad_at && self->grad_of == PyLong_AsLongLong(args[1]) && torch_plain(args[0], &x) &&
+      x.at == self->grad_at && x.n == self->grad_n && x.version == self->grad_version)
     slot = self->grad_slot;
   return PyErr_Occurred() ? NULL : PyLong_FromLongLong(slot);
 }
@@ -206,7 +138,7 @@ static PyObject *rows_same_gradient(Rows *self, PyObject *const *args, Py_ssize_
 static PyObject *rows_difference(Rows *self, PyObject *const *args, Py_ssize_t count) {
   Plain a, b;
   int64_t slot = -1;
-  if (count == 2 && plain(args[0], &a) && plain(args[1], &b) && a.n == b.n && a.last == b.last) {
+  if (count == 2 && torch_plain(args[0], &a) && torch_plain(args[1], &b) && a.n == b.n && a.last == b.last) {
     double *row = take_row(self, &slot);
     if (!row) return NULL;
     norm_by(a.at, b.at, a.n, &self->scales[slot], row);
@@ -223,7 +155,7 @@ static PyObject *rows_batchnorm(Rows *self, PyObject *args) {
   for (int k = 0; k < 5; k++) {
     of[k].at = NULL;
     if (given[k] == Py_None && k > 1) continue;
-    if (!plain(given[k], &of[k]) || of[k].n != of[0].n) return PyLong_FromLong(-1);
+    if (!torch_plain(given[k], &of[k]) || of[k].n != of[0].n) return PyLong_FromLong(-1);
   }
   int64_t slot;
   double *row = take_row(self, &slot);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, final
@@ -80,6 +81,11 @@ class LayerProbe:
     def begin_pass(self) -> None:
         """A call of the whole model begins: calls of its modules are counted anew."""
         self._outputs.passes += 1
+
+    def begin_step(self) -> None:
+        """A recorded step begins."""
+        config = sys.modules.get("torch._dynamo.config")  # compiled autograd knows no hooks but Python's
+        self._outputs.hooks_in_python = bool(config is not None and getattr(config, "compiled_autograd", False))
 
     def _label(self, layer: str, kind: str, path: str) -> int:
         return self._labels.setdefault(_Label(layer, kind, path), len(self._labels))

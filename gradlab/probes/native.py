@@ -1,9 +1,9 @@
 """The compiled parts: built by the machine's C compiler at first use, kept in the user's cache.
 
 There are two. The kernel (`reduce.c`) reads a tensor once for all its statistics; any C compiler builds it. The hooks
-(`hooks.c`, with the kernel inside) also need Python's headers. Without them the hooks are Python's and call the kernel;
-without a compiler, or with GRADLAB_NATIVE=0 in the environment, reductions go through torch. GRADLAB_NATIVE=kernel
-leaves out the hooks.
+(`hooks.c`, with the kernel inside) also need a C++ compiler and Python's headers, and fit one version of torch. Without
+them the hooks are Python's and call the kernel; without a compiler, or with GRADLAB_NATIVE=0 in the environment,
+reductions go through torch. GRADLAB_NATIVE=kernel leaves out the hooks.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections import OrderedDict
+from collections.abc import Callable
 from functools import cache
 from importlib import machinery, resources, util
 from pathlib import Path
 from typing import Any, Final, final
 
+import numpy as np
 import torch
 
 __all__ = ["Kernel", "hooks", "kernel", "status"]
 
 _FLAGS: Final = (("-O3", "-march=native"), ("-O3",))  # the second for compilers that do not know this machine
-_HOOK_SOURCES: Final = ("hooks.c", "updates.c", "outputs.c", "output_hook.c", "reduce.c")
-_TIMEOUT = 60  # seconds; compiling takes one
+_STANDARDS: Final = ("-std=c++20", "-std=c++17")  # which one torch's headers need depends on its version
+_HOOK_SOURCES: Final = (
+    "hooks.c", "updates.c", "outputs.c", "output_hook.c", "reduce.c", "torch_side.h", "torch_side.cpp"
+)  # fmt: skip
+_TIMEOUT = 120  # seconds; compiling takes one, the hooks seven
 _FAILURES = (OSError, RuntimeError, AttributeError, ImportError, subprocess.SubprocessError)
 _Row = ctypes.c_double * 8
 
@@ -95,7 +99,7 @@ def _make() -> tuple[Kernel | None, str]:
     if _wanted() == "0":
         return None, "off by GRADLAB_NATIVE=0: the probes reduce through torch"
     try:
-        built = Kernel(_library("reduce", ("reduce.c",)))
+        built = Kernel(_library("reduce", ("reduce.c",), _build_kernel))
     except _FAILURES as error:
         return None, f"not available ({error}): the probes reduce through torch, which costs more"
     if not _right(built):
@@ -112,30 +116,33 @@ def _make_hooks() -> tuple[Any | None, str]:
     include = sysconfig.get_paths()["include"]
     if not (Path(include) / "Python.h").is_file():
         return None, "hooks in Python (Python's headers are not installed)"
-    flags = (f"-I{include}", *(("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()))
     try:
-        module = _load(_library("hooks", _HOOK_SOURCES, *flags, about=sys.version))
+        module = _load(_library("hooks", _HOOK_SOURCES, _build_hooks, about=f"{sys.version} {torch.__version__}"))
     except _FAILURES as error:
         return None, f"hooks in Python ({error})"
     return (module, "hooks in C") if _hooks_right(module) else (None, "hooks in Python (those in C gave wrong numbers)")
 
 
-def _load(library: Path) -> Any:
+def _load(library: Path | str) -> Any:
     """Import the extension module and hand it what it needs of torch."""
     loader = machinery.ExtensionFileLoader("gradlab_hooks", str(library))
     spec = util.spec_from_file_location("gradlab_hooks", library, loader=loader)
     assert spec is not None
     module: Any = util.module_from_spec(spec)
     loader.exec_module(module)
-    module.setup(
-        torch.Tensor, torch.nn.Parameter, torch.float32, torch.channels_last, OrderedDict,
-        torch.is_grad_enabled, getattr(torch._C, "_current_graph_task_id", None),
-    )  # fmt: skip
+    module.setup(torch.Tensor, torch.nn.Parameter)
     return module
 
 
-def _library(name: str, sources: tuple[str, ...], *flags: str, about: str = "") -> Path:
-    """Return the shared library of some sources for this machine, compiling it if the cache has none."""
+def _library(name: str, sources: tuple[str, ...], build: Callable[[Path], None], about: str = "") -> Path:
+    """Return the shared library of some sources for this machine, building it if the cache has none.
+
+    Args:
+        name: Its name.
+        sources: What it is made of.
+        build: Takes a folder with the sources and makes "built.so" in it.
+        about: What else it depends on.
+    """
     texts = {source: resources.files(__package__).joinpath(source).read_bytes() for source in sources}
     # A cache may be shared by machines with different processors: code for one must not run on another.
     described = b"".join(texts.values()) + _processor().encode() + about.encode()
@@ -146,7 +153,12 @@ def _library(name: str, sources: tuple[str, ...], *flags: str, about: str = "") 
     library = folder / f"{name}-{made_for}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _compile(texts, sources[0], flags, library)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            for source, text in texts.items():
+                (Path(work) / source).write_bytes(text)
+            build(Path(work))
+            # Processes that build it at the same moment each rename a whole file into place.
+            (Path(work) / "built.so").replace(library)
     return library
 
 
@@ -159,21 +171,52 @@ def _processor() -> str:
     return f"{platform.system()} {platform.machine()} {detail}"
 
 
-def _compile(texts: dict[str, bytes], main: str, extra: tuple[str, ...], library: Path) -> None:
-    wanted = os.environ.get("CC", "cc gcc clang").split()
+def _build_kernel(work: Path) -> None:
+    _compile(work, *(("reduce.c", *flags, "-shared", "-o", "built.so", "-lm") for flags in _FLAGS))
+
+
+def _build_hooks(work: Path) -> None:
+    """Build the hooks, and try them in a process of their own: what does not fit torch may end the process it is in."""
+    python, package = f"-I{sysconfig.get_paths()['include']}", Path(torch.__file__).parent
+    header = (package / "include/torch/csrc/autograd/python_variable.h").read_text(encoding="utf-8")
+    layout = {"c10::MaybeOwned<at::Tensor> cdata;": ("-DMAYBE_OWNED",), "at::Tensor cdata;": ()}
+    known = next((how for text, how in layout.items() if text in header), None)
+    if known is None:
+        raise RuntimeError(f"torch {torch.__version__} keeps its tensors in a way unknown here")
+    _compile(work, *(("-c", "hooks.c", *flags, python, "-o", "hooks.o") for flags in _FLAGS))
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    of_torch = ("-c", "torch_side.cpp", "-O2", *known, abi, python, f"-I{package / 'include'}", "-o", "torch_side.o")
+    _compile(work, *((standard, *of_torch) for standard in _STANDARDS), language="CXX")
+    link = ("-shared", "hooks.o", "torch_side.o", "-o", "built.so", f"-L{package / 'lib'}")
+    libraries = ("-lc10", "-ltorch_cpu", "-ltorch_python", "-lm")
+    lookup = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+    _compile(work, (*link, *libraries, *lookup), language="CXX")
+    trial = (
+        "import sys\nfrom gradlab.probes.native import _hooks_right, _load\n"
+        "sys.exit(not _hooks_right(_load(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", trial, str(work / "built.so")]
+    here = str(Path(__file__).parents[2])  # a checkout that is not installed is found too
+    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(  # noqa: S603
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=_TIMEOUT, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"those built for torch {torch.__version__} do not work")
+
+
+def _compile(work: Path, *attempts: tuple[str, ...], language: str = "CC") -> None:
+    """Run the compiler with the arguments of the first attempt that succeeds."""
+    names = {"CC": "cc gcc clang", "CXX": "c++ g++ clang++"}[language]
+    wanted = os.environ.get(language, names).split()
     compiler = next((found for name in wanted if (found := shutil.which(name))), None)
     if compiler is None:
-        raise RuntimeError("no C compiler")
-    with tempfile.TemporaryDirectory(dir=library.parent) as work:
-        for source, text in texts.items():
-            (Path(work) / source).write_bytes(text)
-        for flags in _FLAGS:
-            command = [compiler, *flags, *extra, "-shared", "-fPIC", "-o", "built.so", main, "-lm"]
-            done = subprocess.run(command, cwd=work, capture_output=True, timeout=_TIMEOUT, check=False)  # noqa: S603
-            if done.returncode == 0:
-                # Processes that build it at the same moment each rename a whole file into place.
-                (Path(work) / "built.so").replace(library)
-                return
+        raise RuntimeError(f"no {'C' if language == 'CC' else 'C++'} compiler")
+    for arguments in attempts:
+        command = [compiler, "-fPIC", *arguments]
+        done = subprocess.run(command, cwd=work, capture_output=True, timeout=_TIMEOUT, check=False)  # noqa: S603
+        if done.returncode == 0:
+            return
     raise RuntimeError(f"{Path(compiler).name} failed")
 
 
@@ -190,14 +233,25 @@ def _right(built: Kernel) -> bool:
 
 
 def _hooks_right(module: Any) -> bool:
-    """Return whether the hooks' own reading of a tensor is the kernel's."""
-    memory = torch.zeros(2, 8, dtype=torch.float64, device="cpu")
+    """Return whether the hooks' own reading of a tensor is the kernel's, and of a gradient that of the tensor."""
+    memory = torch.zeros(4, 8, dtype=torch.float64, device="cpu")
     x = torch.linspace(-1, 3, 1000, dtype=torch.float32, device="cpu")
     rows = module.Rows(lambda _: None)
-    rows.place(memory.data_ptr(), 2)
+    rows.place(memory.data_ptr(), len(memory))
+    gate, found = module.CallGate(without_grad=False), []
+    outputs = module.Outputs(gate, rows, lambda *_: None, lambda *_: None, lambda *_: None)
+    hook = module.OutputHook(outputs, "layer", lambda *args: found.append(args), None)
+    hook.know(object, 0)
+    gate.recording = True
+    with torch.enable_grad():
+        y = x.clone().requires_grad_() * 2
+        hook(object(), (), y)
+        y.backward(x)
     slots = [rows.reduce(x, 0), rows.difference(x, x), rows.reduce(x.double(), 0)]
-    built = kernel()
+    built, taken = kernel(), np.frombuffer(outputs.take()[1], dtype=np.int64).tolist()
+    read = [tuple(row.tolist()) for row in memory]
     return (
-        built is not None and slots == [0, 1, -1]
-        and tuple(memory[0].tolist()) == built.row(x, moments=True) and memory[1, 2].item() == 0.0
+        built is not None and not found and taken == [1000, 0, 1, 0] and slots == [2, 3, -1]
+        and read[0] == built.row(y.detach(), moments=True) and read[2] == built.row(x, moments=True)
+        and read[1][2] == read[2][2] and read[3][2] == 0.0
     )  # fmt: skip

@@ -55,11 +55,11 @@ static PyObject *output_call(PyObject *hook, PyObject *const *args, size_t count
   if (place == -1) Py_RETURN_NONE;
   if (place == -2) return NULL;
   Plain x, *known = NULL;
-  if ((PyObject *)Py_TYPE(module) == self->kind && plain(output, &x)) known = &x;
+  if ((PyObject *)Py_TYPE(module) == self->kind && torch_plain(output, &x)) known = &x;
   if (known) {
-    int64_t slot = reduce_shared(outputs->rows, output, known, 0), index;
+    int64_t slot = reduce_shared(outputs->rows, known, 0), index;
     if (slot < 0 || (index = add_entry(outputs, self->label, place, x.n, slot)) < 0) return NULL;
-    if (is_attr(output, s_requires_grad, Py_True) && follow_gradient(outputs, index, output)) return NULL;
+    if (x.requires_grad && follow_gradient(outputs, index, output, known)) return NULL;
   } else {
     PyObject *done = PyObject_CallFunction(self->record, "OLOO", hook, (long long)place, module, output);
     if (!done) return NULL;
@@ -205,6 +205,7 @@ static int outputs_init(Outputs *self, PyObject *args, PyObject *Py_UNUSED(named
   Py_XSETREF(self->slow_gradient, Py_NewRef(slow));
   Py_XSETREF(self->repeated, Py_NewRef(repeated));
   Py_XSETREF(self->leaf, Py_NewRef(leaf));
+  if (!self->anchor) self->anchor = torch_anchor((PyObject *)self);
   return 0;
 }
 
@@ -220,6 +221,7 @@ static int outputs_clear(Outputs *self) {
 
 static void outputs_dealloc(Outputs *self) {
   PyObject_GC_UnTrack(self);
+  if (self->anchor) torch_cut(self->anchor);
   outputs_clear(self);
   Py_XDECREF(self->rows), Py_XDECREF(self->gate);
   PyMem_Free(self->entries);
@@ -234,6 +236,7 @@ static PyMethodDef outputs_methods[] = {{"add", (PyCFunction)outputs_add, METH_V
 static PyMemberDef outputs_members[] = {
     {"passes", T_LONGLONG, offsetof(Outputs, passes), 0, NULL},
     {"with_gradient", T_LONGLONG, offsetof(Outputs, with_gradient), READONLY, NULL},
+    {"hooks_in_python", T_BOOL, offsetof(Outputs, hooks_in_python), 0, NULL},
     {0}};
 static PyTypeObject OutputsType = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "gradlab_hooks.Outputs",
@@ -250,14 +253,11 @@ static PyTypeObject OutputsType = {
 
 /* -- the module ----------------------------------------------------------------------------------------------------- */
 
-/* setup(Tensor, Parameter, float32, channels_last, OrderedDict, is_grad_enabled, current graph task or None): handed in
- * so that nothing here looks for them. */
+/* setup(Tensor, Parameter): handed in so that nothing here looks for them. */
 static PyObject *setup(PyObject *Py_UNUSED(module), PyObject *args) {
-  PyObject **places[] = {&tensor_type, &parameter_type, &float32, &channels_last, &ordered_dict, &is_grad_enabled,
-                         &current_graph_task};
-  int count = (int)(sizeof(places) / sizeof(*places));
-  if (PyTuple_GET_SIZE(args) != count) return PyErr_SetString(PyExc_TypeError, "setup takes seven objects"), NULL;
-  for (int k = 0; k < count; k++) Py_XSETREF(*places[k], Py_NewRef(PyTuple_GET_ITEM(args, k)));
+  PyObject *tensor, *parameter;
+  if (!PyArg_ParseTuple(args, "OO", &tensor, &parameter)) return NULL;
+  torch_setup(tensor, parameter);
   Py_RETURN_NONE;
 }
 
@@ -265,10 +265,8 @@ static PyMethodDef functions[] = {{"setup", setup, METH_VARARGS, NULL}, {0}};
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "gradlab_hooks", .m_size = -1, .m_methods = functions};
 
 PyMODINIT_FUNC PyInit_gradlab_hooks(void) {
-#define X(name)                                                                                                        \
-  if (!(s_##name = PyUnicode_InternFromString(#name))) return NULL;
-  NAMES(X)
-#undef X
+  for (size_t k = 0; k < sizeof(names) / sizeof(*names); k++)
+    if (!(*names[k].place = PyUnicode_InternFromString(names[k].text))) return NULL;
   if (PyType_Ready(&GradientHookType)) return NULL;
   PyObject *module = PyModule_Create(&definition);
   PyTypeObject *types[] = {&RowsType, &GateType, &OutputsType, &OutputHookType};

@@ -42,8 +42,8 @@ static int64_t admit(Gate *self, PyObject *layer) {
   if (!self->recording) return -1;
   int64_t number = layer_number(self, layer);
   if (number < 0) return -2;
-  int with_grad = truth(PyObject_CallNoArgs(is_grad_enabled));
-  if (current_graph_task != Py_None && whole_number(PyObject_CallNoArgs(current_graph_task)) != -1) {
+  int with_grad = torch_grad_enabled();
+  if (torch_recomputing()) {
     int64_t oldest = self->logged > self->room ? self->logged - self->room : 0;
     for (int64_t k = self->logged - 1; k >= oldest; k--) {
       Call *call = &self->log[k % self->room];
@@ -124,8 +124,10 @@ typedef struct {
   Rows *rows;
   Gate *gate;
   PyObject *slow_gradient, *repeated, *leaf;
+  void *anchor; /* what hooks in graphs know it by */
   Entry *entries;
   int64_t count, room, generation, passes, with_gradient;
+  char hooks_in_python;
 } Outputs;
 
 static int64_t add_entry(Outputs *self, int64_t label, int64_t place, int64_t size, int64_t slot) {
@@ -151,6 +153,24 @@ static int set_gradient(Outputs *self, int64_t index, int64_t slot) {
   return done ? 0 : -1;
 }
 
+int gradient_arrived(PyObject *whose, int64_t index, int64_t generation, const Plain *x, PyObject *grad) {
+  Outputs *outputs = (Outputs *)whose;
+  Rows *rows = outputs->rows;
+  /* A graph may outlive its step; its late gradients belong to no open step. */
+  if (!outputs->gate->recording || outputs->generation != generation) return 0;
+  if (!x) {
+    PyObject *done = PyObject_CallFunction(outputs->slow_gradient, "LO", (long long)index, grad);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+  }
+  int64_t slot = reduce_shared(rows, x, 1);
+  if (slot < 0 || set_gradient(outputs, index, slot)) return -1;
+  if (!rows->gradients_are_shared) return 0;
+  rows->grad_at = x->at, rows->grad_n = x->n, rows->grad_version = x->version;
+  rows->grad_of = outputs->entries[index].act_slot, rows->grad_slot = slot;
+  return 0;
+}
+
 typedef struct {
   PyObject_HEAD
   vectorcallfunc call;
@@ -160,23 +180,10 @@ typedef struct {
 
 static PyObject *gradient_call(PyObject *hook, PyObject *const *args, size_t count, PyObject *Py_UNUSED(names)) {
   GradientHook *self = (GradientHook *)hook;
-  Outputs *outputs = self->outputs;
   Plain x;
   if (PyVectorcall_NARGS(count) != 1) return PyErr_SetString(PyExc_TypeError, "a gradient hook takes one tensor"), NULL;
-  /* A graph may outlive its step; its late gradients belong to no open step. */
-  if (!outputs->gate->recording || outputs->generation != self->generation) Py_RETURN_NONE;
-  if (!plain(args[0], &x)) {
-    PyObject *done = PyObject_CallFunction(outputs->slow_gradient, "LO", (long long)self->index, args[0]);
-    if (!done) return NULL;
-    Py_DECREF(done);
-    Py_RETURN_NONE;
-  }
-  int64_t slot = reduce_shared(outputs->rows, args[0], &x, 1);
-  if (slot < 0 || set_gradient(outputs, self->index, slot)) return NULL;
-  Rows *rows = outputs->rows;
-  if (!rows->gradients_are_shared) Py_RETURN_NONE;
-  rows->grad_at = x.at, rows->grad_n = x.n, rows->grad_version = version_of(args[0]);
-  rows->grad_of = outputs->entries[self->index].act_slot, rows->grad_slot = slot;
+  const Plain *known = torch_plain(args[0], &x) ? &x : NULL;
+  if (gradient_arrived((PyObject *)self->outputs, self->index, self->generation, known, args[0])) return NULL;
   Py_RETURN_NONE;
 }
 
@@ -213,28 +220,30 @@ static PyObject *gradient_hook(Outputs *self, int64_t index) {
   return (PyObject *)hook;
 }
 
-/* What Tensor.register_hook does, in its order, without its handle: the hook goes when the graph does. The key is the
- * hook itself, since those of handles are numbers. */
-static int follow_gradient(Outputs *self, int64_t index, PyObject *x) {
-  PyObject *node = PyObject_GetAttr(x, s_grad_fn), *hooks = NULL, *hook = NULL;
-  int bad = !node;
-  if (node == Py_None) { /* a parameter or input handed through: it outlives the step and its graph */
-    PyObject *done = PyObject_CallFunction(self->leaf, "LO", (long long)index, x);
-    bad = !done;
-    Py_XDECREF(done);
-  } else if (!bad) {
-    bad = !(hooks = PyObject_GetAttr(x, s__backward_hooks)) || !(hook = gradient_hook(self, index));
-    if (!bad && hooks == Py_None) {
-      Py_SETREF(hooks, PyObject_CallNoArgs(ordered_dict));
-      bad = !hooks || PyObject_SetAttr(x, s__backward_hooks, hooks);
-      PyObject *done = bad ? NULL : PyObject_CallMethodOneArg(node, s__register_hook_dict, x);
-      bad = !done;
-      Py_XDECREF(done);
-    }
-    bad = bad || PyObject_SetItem(hooks, hook, hook);
+/* Compiled autograd knows Python's hooks only. Whether it will run the backward pass is asked when the forward pass does. */
+static int wants_python_hooks(const Outputs *self) {
+  if (self->hooks_in_python) return 1;
+  PyObject *module = PyImport_GetModule(s_compiled_autograd);
+  PyObject *enabled = module ? PyObject_GetAttr(module, s_compiled_autograd_enabled) : NULL;
+  int wants = enabled == Py_True;
+  Py_XDECREF(module), Py_XDECREF(enabled);
+  if (PyErr_Occurred()) PyErr_Clear();
+  return wants;
+}
+
+static int follow_gradient(Outputs *self, int64_t index, PyObject *output, const Plain *x) {
+  PyObject *done;
+  if (!x->has_node) { /* a parameter or input handed through: it outlives the step and its graph */
+    done = PyObject_CallFunction(self->leaf, "LO", (long long)index, output);
+  } else if (wants_python_hooks(self)) {
+    PyObject *hook = gradient_hook(self, index);
+    done = hook ? PyObject_CallMethodOneArg(output, s_register_hook, hook) : NULL;
+    Py_XDECREF(hook);
+  } else {
+    return torch_follow(output, self->anchor, index, self->generation);
   }
-  Py_XDECREF(node), Py_XDECREF(hooks), Py_XDECREF(hook);
-  return bad ? -1 : 0;
+  Py_XDECREF(done);
+  return done ? 0 : -1;
 }
 
 #include "output_hook.c"

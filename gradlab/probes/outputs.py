@@ -46,6 +46,8 @@ class Outputs:
         self.passes = 0
         #: Outputs of the open step that a gradient has reached.
         self.with_gradient = 0
+        #: Whether gradient hooks have to be Python's: here they are.
+        self.hooks_in_python = True
         self._rows, self._slow_gradient, self._repeated = rows, slow_gradient, repeated
         self._generation = 0
         self._entries: list[list[int]] = []

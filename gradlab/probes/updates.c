@@ -88,8 +88,8 @@ static PyObject *rows_parameters(Rows *self, PyObject *params) {
   for (Py_ssize_t k = 0; made && k < count; k++) {
     Plain x;
     PyObject *param = PyList_GET_ITEM(params, k), *grad = PyObject_GetAttr(param, s_grad);
-    slots[2 * k] = plain(param, &x) ? reduce_plain(self, &x, 2) : NOT_PLAIN;
-    slots[2 * k + 1] = grad == Py_None ? MISSING : grad && plain(grad, &x) ? reduce_plain(self, &x, 2) : NOT_PLAIN;
+    slots[2 * k] = torch_plain(param, &x) ? reduce_plain(self, &x, 2) : NOT_PLAIN;
+    slots[2 * k + 1] = grad == Py_None ? MISSING : grad && torch_plain(grad, &x) ? reduce_plain(self, &x, 2) : NOT_PLAIN;
     Py_XDECREF(grad);
     if (!grad || PyErr_Occurred()) Py_CLEAR(made);
   }
@@ -115,12 +115,10 @@ static PyObject *rows_sgd(Rows *self, PyObject *args) {
   int64_t *slots = made ? (int64_t *)PyBytes_AS_STRING(made) : NULL;
   for (Py_ssize_t k = 0; made && k < count; k++) {
     PyObject *param = PyList_GET_ITEM(params, k), *buffer = PyList_GET_ITEM(buffers, k);
-    PyObject *grad = PyObject_GetAttr(param, s_grad);
     Plain w, g, b = {0};
     slots[3 * k] = slots[3 * k + 1] = slots[3 * k + 2] = NOT_PLAIN;
-    int fits = grad && plain(param, &w) && plain(grad, &g) && g.n == w.n && g.last == w.last &&
-               (buffer == Py_None || (plain(buffer, &b) && b.n == w.n && b.last == w.last));
-    Py_XDECREF(grad); /* the parameter holds it */
+    int fits = torch_plain(param, &w) && torch_plain_gradient(param, &g) && g.n == w.n && g.last == w.last &&
+               (buffer == Py_None || (torch_plain(buffer, &b) && b.n == w.n && b.last == w.last));
     for (int kind = 0; fits && kind < 3; kind++)
       if (!take_row(self, &slots[3 * k + kind])) fits = 0;
     if (PyErr_Occurred()) {
@@ -148,8 +146,8 @@ static PyObject *rows_stepped(Rows *self, PyObject *params) {
   long others = count != self->told;
   for (Py_ssize_t k = 0; k < count && k < self->told; k++) {
     const Foretold *told = &self->foretold[k];
-    int64_t at = whole_number(PyObject_CallMethodNoArgs(PyList_GET_ITEM(params, k), s_data_ptr));
-    int same = (const float *)(intptr_t)at == told->at;
+    Plain now;
+    int same = torch_plain(PyList_GET_ITEM(params, k), &now) && now.at == told->at && now.n == told->n;
     for (int c = 0; same && c < CHECKED; c++) {
       float is = told->at[c * (told->n - 1) / (CHECKED - 1)], said = told->value[c];
       /* A compiler may round once where torch rounds twice: two units in the last place. */

@@ -360,6 +360,8 @@ class Probe:
     def _set_recording(self, recording: bool) -> None:
         self._recording = self._updates.recording = recording
         self._layers.gate.recording = self._batchnorm.gate.recording = recording
+        if recording:
+            self._layers.begin_step()
         self._switch.on() if recording else self._switch.off()
         self._recurrent.set_recording(recording)
 

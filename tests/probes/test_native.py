@@ -71,6 +71,23 @@ def test_is_built_once_and_a_damaged_one_does_no_harm(tmp_path):
 
 
 @needs_kernel
+@pytest.mark.parametrize("language", ["no C++ compiler", "another torch"])
+def test_where_hooks_cannot_be_built_they_are_pythons(tmp_path, language):
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    if language == "no C++ compiler":
+        change, said = "", "no C++ compiler"
+        env["CXX"] = "no-such-compiler"
+    else:  # whose header keeps a tensor in another way
+        change, said = "native.Path.read_text = lambda *_, **__: 'at::Secret data;'\n", "in a way unknown here"
+    code = "from gradlab.probes import native\n" + change + ASK
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    text, there = done.stdout.splitlines()
+    assert there == "True"
+    assert said in text
+    assert [path.name.partition("-")[0] for path in tmp_path.rglob("*.so")] == ["reduce"]
+
+
+@needs_kernel
 def test_without_pythons_headers_the_hooks_are_pythons(tmp_path):
     env = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     hidden = "from gradlab.probes import native; native.sysconfig.get_paths = lambda: {'include': '/nowhere'}\n"
