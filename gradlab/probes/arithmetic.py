@@ -7,11 +7,15 @@ where an update is so small that rounding swallows a part of it. Everything else
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from operator import is_
+from typing import Any, NamedTuple, final
 
 import torch
 
-__all__ = ["SgdGroup", "sgd_groups"]
+__all__ = ["Foreteller", "SgdGroup"]
+
+_NUMBERS = ("lr", "momentum", "dampening", "weight_decay")
+_PLAIN = (int, float)
 
 
 class SgdGroup(NamedTuple):
@@ -22,30 +26,54 @@ class SgdGroup(NamedTuple):
     numbers: tuple[float, float, float, float, float, bool]  # lr, momentum, 1 - dampening, decay, sign, nesterov
 
 
-def sgd_groups(optimizer: torch.optim.Optimizer, pre_hook: int, post_hook: int) -> list[SgdGroup] | None:
-    """Return the groups of an optimizer whose update can be foretold, or None.
+@final
+class Foreteller:
+    """Gives the groups of one optimizer whose update can be foretold.
 
     Args:
-        optimizer: The optimizer, about to step.
-        pre_hook: The id of our hook before the step: nobody else's may follow.
+        optimizer: The optimizer.
+        pre_hook: The id of our hook before its step: nobody else's may follow.
         post_hook: The id of our hook after it: nobody else's may come before.
     """
-    if type(optimizer) is not torch.optim.SGD:
-        return None
-    before, after = (getattr(optimizer, f"_optimizer_step_{which}_hooks", {}) for which in ("pre", "post"))
-    if next(reversed(before), None) != pre_hook or next(iter(after), None) != post_hook:
-        return None
-    groups = []
-    for group in optimizer.param_groups:
-        numbers: list[Any] = [group.get(name) for name in ("lr", "momentum", "dampening", "weight_decay")]
-        if group.get("fused") or group.get("differentiable") or not all(type(n) in (int, float) for n in numbers):
+
+    def __init__(self, optimizer: torch.optim.Optimizer, pre_hook: int, post_hook: int) -> None:
+        self._optimizer = optimizer
+        self._hooks = pre_hook, post_hook
+        # Looking a tensor up costs a call of its __hash__ in Python, so the state of each is looked up once.
+        self._state: object = None
+        self._of_params: list[tuple[list[torch.Tensor], list[dict[str, Any]]]] = []
+
+    def groups(self) -> list[SgdGroup] | None:
+        """Return the groups of the optimizer, about to step; None where what it does is not exactly known."""
+        optimizer = self._optimizer
+        if type(optimizer) is not torch.optim.SGD:
             return None
-        lr, momentum, dampening, decay = (float(n) for n in numbers)
-        params: list[torch.Tensor] = group["params"]
-        state = optimizer.state
-        buffers: list[torch.Tensor | None] = [None] * len(params)
-        if momentum:
-            buffers = [state[p].get("momentum_buffer") if p in state else None for p in params]
-        sign = -1.0 if group.get("maximize") else 1.0
-        groups.append(SgdGroup(params, buffers, (lr, momentum, 1 - dampening, decay, sign, bool(group["nesterov"]))))
-    return groups
+        before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+        if (next(reversed(before), None), next(iter(after), None)) != self._hooks:
+            return None
+        groups = []
+        for number, group in enumerate(optimizer.param_groups):
+            given: list[Any] = [group.get(name) for name in _NUMBERS]
+            if group.get("fused") or group.get("differentiable") or not all(type(n) in _PLAIN for n in given):
+                return None
+            lr, momentum, dampening, decay = given
+            params: list[torch.Tensor] = group["params"]
+            sign = -1.0 if group.get("maximize") else 1.0
+            numbers = (lr, momentum, 1 - dampening, decay, sign, bool(group["nesterov"]))
+            groups.append(
+                SgdGroup(params, self._buffers(number, params) if momentum else [None] * len(params), numbers)
+            )
+        return groups
+
+    def _buffers(self, number: int, params: list[torch.Tensor]) -> list[torch.Tensor | None]:
+        """Return the momentum buffers of a group. A state put there by hand shows in the update, which is compared."""
+        state = self._optimizer.state
+        if state is not self._state:
+            self._state, self._of_params = state, []
+        known = self._of_params[number] if number < len(self._of_params) else None
+        if known is None or len(known[0]) != len(params) or not all(map(is_, known[0], params)):
+            if any(param not in state for param in params):
+                return [state[param].get("momentum_buffer") if param in state else None for param in params]
+            known = list(params), [state[param] for param in params]
+            self._of_params[number:] = [known]
+        return [of_param.get("momentum_buffer") for of_param in known[1]]

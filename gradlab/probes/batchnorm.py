@@ -56,6 +56,7 @@ class BatchNormProbe:
         self.not_seen: dict[str, str] = {}
         self._layers = [(name, module) for name, module in layers if isinstance(module, _BatchNorm)]
         self._buffer = buffer
+        self._watched = len(self._layers)
         buffer.rows.gradients_are_shared = bool(self._layers)
         self._generation = 0
         self._entries: dict[int, _Entry] = {}  # by place in the order of execution
@@ -162,6 +163,8 @@ class BatchNormProbe:
 
     def close_step(self, step: int) -> Callable[[Rows], None]:
         """End the step; the function returned takes its rows once they are on the host."""
+        if not self._watched:
+            return lambda _: None
         entries = [entry for _, entry in sorted(self._entries.items())]
         self.discard()
         keys = self._keys_of([(entry.layer, *entry.facts) for entry in entries])
@@ -172,7 +175,7 @@ class BatchNormProbe:
 
         def deliver(rows: Rows) -> None:
             if entries:
-                self._log.append_rows(step, keys, rows, np.array(slots, dtype=np.int64), np.array(sizes, dtype=float))
+                self._log.append_rows(step, keys, rows, np.array(slots, dtype=np.int64), tuple(np.array(sizes).T))
 
         return deliver
 

@@ -109,15 +109,28 @@ class StepBuffer:
             return np.frombuffer(self.rows.parameters(list(params)), dtype=np.int64).reshape(-1, 2)
 
     def sgd(
-        self, params: list[torch.Tensor], buffers: list[torch.Tensor | None], numbers: tuple[float, ...]
-    ) -> npt.NDArray[np.int64] | None:
-        """Do the same with parameters of an SgdGroup, and reduce their coming updates: slots of shape (n, 3).
+        self,
+        params: list[torch.Tensor],
+        buffers: list[torch.Tensor | None],
+        slots: int,
+        places: int,
+        numbers: tuple[float, ...],
+    ) -> int | None:
+        """Do the same with parameters of an SgdGroup, and reduce their coming updates.
 
-        -1 stands for a parameter that is not plain in every respect. None where the hooks are not in C.
+        Args:
+            params: The n parameters.
+            buffers: Their momentum buffers.
+            slots: Address of int64 numbers, shape (, 3): rows get the slots of weight, gradient and update.
+            places: Address of n int64 numbers: the row of each parameter.
+            numbers: Those of the group.
+
+        Returns:
+            How many are not plain in every respect, whose rows are left as they are; None where hooks are not in C.
         """
         with self._lock:
-            read = self.rows.sgd(params, buffers, *numbers)
-        return None if read is None else np.frombuffer(read, dtype=np.int64).reshape(-1, 3)
+            others: int | None = self.rows.sgd(params, buffers, slots, places, *numbers)
+        return others
 
     def norms(self, xs: Sequence[torch.Tensor]) -> list[int]:
         """Reduce many tensors, as far as norms need, where no kernel does: the small ones of one dtype together."""

@@ -71,6 +71,8 @@ class LayerProbe:
     def attach(self) -> list[Any]:
         """Register the forward hooks and return their handles."""
         handles = []
+        config = sys.modules.get("torch._dynamo.config")  # compiled autograd knows no hooks but Python's
+        self._outputs.hooks_in_python = bool(config is not None and getattr(config, "compiled_autograd", False))
         layers, self._layers = self._layers, []  # a probe that is kept must not keep the model
         for name, module in layers:
             units = None if self._units is None else self._units.follower(name, module)
@@ -81,11 +83,6 @@ class LayerProbe:
     def begin_pass(self) -> None:
         """A call of the whole model begins: calls of its modules are counted anew."""
         self._outputs.passes += 1
-
-    def begin_step(self) -> None:
-        """A recorded step begins."""
-        config = sys.modules.get("torch._dynamo.config")  # compiled autograd knows no hooks but Python's
-        self._outputs.hooks_in_python = bool(config is not None and getattr(config, "compiled_autograd", False))
 
     def _label(self, layer: str, kind: str, path: str) -> int:
         return self._labels.setdefault(_Label(layer, kind, path), len(self._labels))
@@ -179,10 +176,8 @@ class LayerProbe:
         keys = self._keys_of(signature)
 
         def deliver(rows: Rows, loss_scales: Sequence[float]) -> None:
-            facts = np.empty((len(table), 2))
-            facts[:, 0] = table[:, 0]
-            facts[:, 1] = loss_scales[0] if len(loss_scales) == 1 else np.array(loss_scales)[table[:, 3]]
-            self._log.append_rows(step, keys, rows, table[:, 1:3], facts)
+            scale = loss_scales[0] if len(loss_scales) == 1 else np.array(loss_scales)[table[:, 3]]
+            self._log.append_rows(step, keys, rows, table[:, 1:3], (table[:, 0], scale))
 
         return deliver
 

@@ -26,6 +26,8 @@ __all__ = ["Keys", "TableLog"]
 Keys = Sequence[tuple[object, ...]]
 
 _Floats = npt.NDArray[np.float64]
+#: Columns of what else a step's values are made of: a number for all rows, or one a row.
+Facts = Sequence[float | npt.NDArray[Any]]
 #: Rows of the step buffer, shape (k, m, 8), and facts, shape (k, f), to the value columns, each of shape (k,).
 Derive = Callable[[_Floats, _Floats], Mapping[str, _Floats]]
 _IN_MEMORY = 32 << 20  # bytes of a table's values beyond which they go to the disk
@@ -39,7 +41,18 @@ class _Raw(NamedTuple):
     number: int
     rows: _Floats
     slots: npt.NDArray[np.int64]
-    facts: _Floats
+    facts: Facts
+
+
+def _column(parts: Sequence[float | npt.NDArray[Any]], counts: Sequence[int]) -> npt.NDArray[Any]:
+    """Return a column of facts from those of each step, which has so many rows."""
+    if not any(isinstance(part, np.ndarray) for part in parts):
+        return np.repeat(np.array(parts), counts)
+    spread = (
+        part if isinstance(part, np.ndarray) else np.full(count, part)
+        for part, count in zip(parts, counts, strict=True)
+    )  # fmt: skip
+    return np.concatenate(list(spread))
 
 
 @final
@@ -91,7 +104,7 @@ class TableLog:
         self._keep([(step, self._number(keys), values)])
 
     def append_rows(
-        self, step: int, keys: Sequence[tuple[object, ...]], rows: _Floats, slots: npt.NDArray[np.int64], facts: _Floats
+        self, step: int, keys: Sequence[tuple[object, ...]], rows: _Floats, slots: npt.NDArray[np.int64], facts: Facts
     ) -> None:
         """Append one step as rows of the buffer, whose values are derived later.
 
@@ -101,12 +114,12 @@ class TableLog:
                 they are the same.
             rows: All of the step's buffer rows, shape (slots, 8).
             slots: Shape (k, m): the places in `rows` that a row of the table is made of, -1 for none (NaN).
-            facts: Shape (k, f), whatever else `derive` needs.
+            facts: f columns, whatever else `derive` needs.
         """
         if not keys:
             return
         self._raw.append(_Raw(step, self._number(keys), rows, slots, facts))
-        self._waiting += rows.nbytes
+        self._waiting += rows.nbytes + 8 * len(facts) * len(keys)
         if self._waiting >= _WAITING:
             self._settle()
 
@@ -117,15 +130,16 @@ class TableLog:
             return
         none = np.full((1, raw[0].rows.shape[1]), np.nan)
         starts = np.cumsum([0, *(len(one.rows) for one in raw)])
-        slots = [
-            np.where(one.slots < 0, starts[-1], one.slots + start) for one, start in zip(raw, starts, strict=False)
-        ]
-        rows = np.concatenate([*(one.rows for one in raw), none])[np.concatenate(slots)]
-        values = self._derive(rows, np.concatenate([one.facts for one in raw]))
+        counts = [len(one.slots) for one in raw]
+        slots = np.concatenate([one.slots for one in raw])
+        slots = np.where(slots < 0, starts[-1], slots + np.repeat(starts[:-1], counts)[:, None])
+        rows = np.take(np.concatenate([*(one.rows for one in raw), none]), slots, axis=0)  # much quicker than [slots]
+        facts = [_column(parts, counts) for parts in zip(*(one.facts for one in raw), strict=True)]
+        values = self._derive(rows, np.column_stack(facts) if facts else np.empty((len(slots), 0)))
         stacked = np.column_stack([values[name] for name in self._value_names])
-        ends = np.cumsum([len(one.slots) for one in raw])
-        parts = np.split(stacked, ends[:-1])
-        self._keep([(one.step, one.number, part) for one, part in zip(raw, parts, strict=True)])
+        ends = np.cumsum(counts).tolist()
+        spans = zip(raw, [0, *ends], ends, strict=False)
+        self._keep([(one.step, one.number, stacked[start:end]) for one, start, end in spans])
 
     def _keep(self, steps: list[tuple[int, int, _Floats]]) -> None:
         self._steps += steps

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter, is_
 from typing import Any, NamedTuple, cast, final
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = ["ParameterProbe", "ReadScale", "clip_coefficient", "describe_paramete
 
 _SCALE, _NONFINITE = 0, 7  # places in a row
 _WEIGHT, _GRAD, _UPDATE = range(3)
+_parameters = attrgetter("_parameters")
 
 
 class ReadScale(NamedTuple):
@@ -61,20 +63,33 @@ _Parameters = dict[int, tuple[int, torch.Tensor]]
 
 
 class _Part(NamedTuple):
-    """Parameters of a group of SGD that are watched: their numbers in the group, themselves, and their places."""
+    """Those parameters of a group of SGD that are watched: themselves, their places, their numbers in the group."""
 
+    whole: list[torch.Tensor]  # all of the group
     ours: list[int]
     params: list[torch.Tensor]
-    places: list[int]
+    places: npt.NDArray[np.int64]
+    places_at: int  # their address
 
 
 class _Plan(NamedTuple):
-    """Which parameters are read in which way, for parameters and groups with these ids."""
+    """Which parameters are read in which way, as long as the model's and the groups' are these."""
 
-    known: list[int]
+    now: list[nn.Parameter | None]
+    but: Collection[int]
     places: npt.NDArray[np.int64]
     groups: list[_Part]
     rest: _Parameters
+
+    def holds(self, now: Iterable[Any], but: Collection[int], groups: Sequence[SgdGroup]) -> bool:
+        """Return whether they still are."""
+        return (
+            self.but == but
+            and len(groups) == len(self.groups)
+            and all(map(is_, now, self.now))
+            and all(len(group.params) == len(part.whole) and all(map(is_, group.params, part.whole))
+                    for group, part in zip(groups, self.groups, strict=True))
+        )  # fmt: skip
 
 
 @final
@@ -92,7 +107,8 @@ class ParameterProbe:
         self._buffer = buffer
         named = list(model.named_parameters())
         self.names = [name for name, _ in named]
-        self._owners = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name, _ in named]
+        self._owners = [model.get_submodule(name.rpartition(".")[0]) for name, _ in named]
+        self._own_names = [name.rpartition(".")[2] for name, _ in named]
         self._keys = [(name, name.rpartition(".")[0], param.numel()) for name, param in named]
         self._got_grad = np.zeros(len(named), dtype=bool)  # in any recorded step
         self.not_seen: dict[str, str] = {}
@@ -105,13 +121,14 @@ class ParameterProbe:
             self._derive,
         )
         self._totals: dict[int, float] = {}  # by step
-        self._slots = np.full((len(named), 3), NONE)  # by place of the parameter and what of it
+        self._slots = np.full((len(named), 3), NONE, dtype=np.int64)  # by place of the parameter and what of it
+        self._slots_at = self._slots.ctypes.data
         self._scales: list[
             tuple[ReadScale, Sequence[int] | npt.NDArray[np.int64]]
         ] = []  # of the places read with it; the last one counts
         self._before: dict[int, torch.Tensor] = {}
         self._foretold: list[torch.Tensor] = []  # parameters whose updates were foretold, and their places
-        self._foretold_places: list[int] = []
+        self._foretold_places: list[npt.NDArray[np.int64]] = []
         self._foretells = True
         self._plan: _Plan | None = None
         self._read = False
@@ -121,15 +138,15 @@ class ParameterProbe:
         """Layers whose own parameters had gradients in a recorded step."""
         return {self._keys[place][1] for place in np.flatnonzero(self._got_grad)}
 
-    def _now(self) -> list[nn.Parameter | None]:
-        return [owner._parameters.get(name) for owner, name in self._owners]
+    def _now(self) -> Iterator[nn.Parameter | None]:
+        return map(dict.get, map(_parameters, self._owners), self._own_names)
 
     def before_update(
         self,
         scale: ReadScale,
         *,
         but: Collection[int] = (),
-        keep: Collection[int] = (),
+        keep: Collection[int] | Callable[[], Collection[int]] = (),
         groups: Sequence[SgdGroup] | None = None,
     ) -> None:
         """Reduce weights and gradients; what was read before in this step is replaced.
@@ -137,33 +154,35 @@ class ParameterProbe:
         Args:
             scale: What these gradients have to be divided by.
             but: Ids of parameters to leave alone: other optimizers use them.
-            keep: Ids of the parameters that an update follows of: they are copied until `after_update`.
+            keep: Ids of the parameters that an update follows of, or what gives them: those that have to be measured
+                are copied until `after_update`.
             groups: Parameters of which the update can be foretold, as far as they are ordinary: not copied.
         """
-        self._read, self._before, self._foretold, self._foretold_places = True, {}, [], []
+        self._before, self._foretold, self._foretold_places = {}, [], []
         groups = groups if groups is not None and self._foretells else ()
-        with torch.no_grad():
-            plan = self._plan_of(but, groups)
-            self._scales.append((scale, plan.places))
+        plan = self._plan_of(but, groups)
+        self._scales.append((scale, plan.places))
+        if self._read:
             self._slots[plan.places] = NONE
-            rest = dict(plan.rest)
-            for group, part in zip(groups, plan.groups, strict=True):
-                rest.update(self._foretell(group, part))
-            if rest:
-                self._measure(rest, keep)
+        self._read, rest = True, plan.rest
+        for group, part in zip(groups, plan.groups, strict=True):
+            rest = rest | self._foretell(group, part)
+        if rest:
+            with torch.no_grad():
+                self._measure(rest, keep() if callable(keep) else keep)
 
     def _plan_of(self, but: Collection[int], groups: Sequence[SgdGroup]) -> _Plan:
         """Return how the parameters are read: that of the step before where they are the same."""
-        now = self._now()
-        known = [*map(id, now), *but, *(id(param) for group in groups for param in group.params)]
-        if self._plan is None or self._plan.known != known:
+        if self._plan is None or not self._plan.holds(self._now(), but, groups):
+            now = list(self._now())
             rest: _Parameters = {id(x): (place, x) for place, x in enumerate(now) if x is not None and id(x) not in but}
             places, parts = [place for place, _ in rest.values()], []
             for group in groups:
                 ours = [k for k, param in enumerate(group.params) if id(param) in rest]
                 params = [group.params[k] for k in ours]
-                parts.append(_Part(ours, params, [rest.pop(id(param))[0] for param in params]))
-            self._plan = _Plan(known, np.array(places, dtype=np.int64), parts, rest)
+                theirs = np.array([rest.pop(id(param))[0] for param in params], dtype=np.int64)
+                parts.append(_Part(list(group.params), ours, params, theirs, theirs.ctypes.data))
+            self._plan = _Plan(now, but, np.array(places, dtype=np.int64), parts, rest)
         return self._plan
 
     def _measure(self, mine: _Parameters, keep: Collection[int]) -> None:
@@ -182,20 +201,20 @@ class ParameterProbe:
 
     def _foretell(self, group: SgdGroup, part: _Part) -> _Parameters:
         """Read what is ordinary of a group, its coming updates included; return the others."""
-        slots = self._buffer.sgd(part.params, [group.buffers[k] for k in part.ours], group.numbers)
+        all_ours = len(part.ours) == len(group.buffers)
+        buffers = group.buffers if all_ours else [group.buffers[k] for k in part.ours]
         places, params, others = part.places, part.params, {}
-        if slots is None:
-            return {id(param): (place, param) for place, param in zip(places, params, strict=True)}
-        if len(slots) and slots.min() < 0:
-            plain = slots[:, 0] >= 0
-            sorted_out = list(zip(places, params, plain.tolist(), strict=True))
+        left = self._buffer.sgd(params, buffers, self._slots_at, part.places_at, group.numbers)
+        if left is None:
+            return {id(param): (place, param) for place, param in zip(places.tolist(), params, strict=True)}
+        if left:
+            plain = self._slots[places, _WEIGHT] != NONE
+            sorted_out = list(zip(places.tolist(), params, plain.tolist(), strict=True))
             others = {id(param): (place, param) for place, param, good in sorted_out if not good}
-            places, params = [p for p, _, good in sorted_out if good], [x for _, x, good in sorted_out if good]
-            slots = slots[plain]
-        self._slots[places] = slots
+            params, places = [param for _, param, good in sorted_out if good], places[plain]
         self._got_grad[places] = True
-        self._foretold += params
-        self._foretold_places += places
+        self._foretold = self._foretold + params if self._foretold else params
+        self._foretold_places.append(places)
         return others
 
     def _reduce_all(self, where: Sequence[tuple[int, int]], xs: Sequence[torch.Tensor | None]) -> None:
@@ -225,13 +244,13 @@ class ParameterProbe:
         """Reduce what the optimizer added."""
         if self._foretold and self._buffer.rows.stepped(self._foretold):
             # This SGD does not do what torch's does: its updates are measured from now on.
-            self._slots[self._foretold_places, _UPDATE] = NONE
+            self._slots[np.concatenate(self._foretold_places), _UPDATE] = NONE
             self._foretells = False
         self._foretold, self._foretold_places = [], []
         if not self._before:
             return
         with torch.no_grad():
-            now = self._now()
+            now = list(self._now())
             changes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
             for place, old in self._before.items():
                 new = now[place]
@@ -257,7 +276,9 @@ class ParameterProbe:
 
     def discard(self) -> None:
         """Forget the open step."""
-        self._slots[:], self._scales, self._read = NONE, [], False
+        if self._read:
+            self._slots.fill(NONE)
+        self._scales, self._read = [], False
         self._before, self._foretold, self._foretold_places = {}, [], []
         if self._sharded is not None:
             self._sharded.discard()
@@ -274,11 +295,15 @@ class ParameterProbe:
         self.discard()
 
         def deliver(rows: Rows) -> None:
-            facts = np.empty((len(keys), 3))
-            facts[:, :2], facts[:, 2] = (1.0, math.nan), step
+            loss_scale: float | npt.NDArray[np.float64] = 1.0
+            clip: float | npt.NDArray[np.float64] = math.nan
             for scale, places in scales:
-                facts[slice(None) if len(places) == len(keys) else places, :2] = _numbers(scale, rows)
-            self._log.append_rows(step, keys, rows, slots, facts)
+                if len(places) == len(keys):
+                    loss_scale, clip = _numbers(scale, rows)
+                else:
+                    loss_scale, clip = (np.array(np.broadcast_to(known, len(keys))) for known in (loss_scale, clip))
+                    loss_scale[places], clip[places] = _numbers(scale, rows)
+            self._log.append_rows(step, keys, rows, slots, (loss_scale, clip, step))
 
         return deliver
 

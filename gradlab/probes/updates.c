@@ -96,14 +96,19 @@ static PyObject *rows_parameters(Rows *self, PyObject *params) {
   return made;
 }
 
-/* sgd(params, buffers, lr, momentum, undamped, decay, sign, nesterov): shape (n, 3) as bytes: the slots of each
- * parameter, its gradient and its coming update, or NOT_PLAIN in all three. What is to come of it is kept for `stepped`. */
+/* sgd(params, buffers, address of slots, address of places, lr, momentum, undamped, decay, sign, nesterov): puts the slots
+ * of each parameter, its gradient and its coming update into row places[k] of slots, shape (, 3) of int64; how many were
+ * not plain, whose rows are left as they are. What is to come of the others is kept for `stepped`. */
 static PyObject *rows_sgd(Rows *self, PyObject *args) {
   PyObject *params, *buffers;
   Sgd s;
-  if (!PyArg_ParseTuple(args, "O!O!fffffp", &PyList_Type, &params, &PyList_Type, &buffers, &s.lr, &s.momentum,
-                        &s.undamped, &s.decay, &s.sign, &s.nesterov))
+  long long to, at;
+  if (!PyArg_ParseTuple(args, "O!O!LLfffffp", &PyList_Type, &params, &PyList_Type, &buffers, &to, &at, &s.lr,
+                        &s.momentum, &s.undamped, &s.decay, &s.sign, &s.nesterov))
     return NULL;
+  int64_t *slots = (int64_t *)(intptr_t)to;
+  const int64_t *places = (const int64_t *)(intptr_t)at;
+  long others = 0;
   Py_ssize_t count = PyList_GET_SIZE(params);
   if (PyList_GET_SIZE(buffers) != count) return PyErr_SetString(PyExc_ValueError, "one buffer a parameter"), NULL;
   if (self->told + count > self->told_room) {
@@ -111,22 +116,18 @@ static PyObject *rows_sgd(Rows *self, PyObject *args) {
     if (!foretold) return PyErr_NoMemory();
     self->foretold = foretold, self->told_room = self->told + count;
   }
-  PyObject *made = PyBytes_FromStringAndSize(NULL, 3 * count * (Py_ssize_t)sizeof(int64_t));
-  int64_t *slots = made ? (int64_t *)PyBytes_AS_STRING(made) : NULL;
-  for (Py_ssize_t k = 0; made && k < count; k++) {
+  for (Py_ssize_t k = 0; k < count; k++) {
     PyObject *param = PyList_GET_ITEM(params, k), *buffer = PyList_GET_ITEM(buffers, k);
     Plain w, g, b = {0};
-    slots[3 * k] = slots[3 * k + 1] = slots[3 * k + 2] = NOT_PLAIN;
+    int64_t row[3];
     int fits = torch_plain(param, &w) && torch_plain_gradient(param, &g) && g.n == w.n && g.last == w.last &&
                (buffer == Py_None || (torch_plain(buffer, &b) && b.n == w.n && b.last == w.last));
     for (int kind = 0; fits && kind < 3; kind++)
-      if (!take_row(self, &slots[3 * k + kind])) fits = 0;
-    if (PyErr_Occurred()) {
-      Py_CLEAR(made);
-      break;
-    }
+      if (!take_row(self, &row[kind])) return NULL;
+    others += !fits;
     if (!fits) continue;
-    int64_t first = slots[3 * k]; /* the other two follow it */
+    int64_t first = row[0]; /* the other two follow it */
+    memcpy(slots + 3 * places[k], row, sizeof row);
     sgd_rows(w.at, g.at, b.at, w.n, &s, self->scales + first, self->rows + 8 * first);
     Foretold *told = &self->foretold[self->told++];
     *told = (Foretold){.at = w.at, .n = w.n};
@@ -135,7 +136,7 @@ static PyObject *rows_sgd(Rows *self, PyObject *args) {
       told->value[c] = stepped(w.at[at], g.at[at], b.at ? b.at[at] : 0, b.at != NULL, &s);
     }
   }
-  return made;
+  return PyLong_FromLong(others);
 }
 
 /* stepped(params): how many of the parameters that `sgd` read since the last call do not hold what it foretold; to be

@@ -14,17 +14,20 @@ from typing import Any, NamedTuple, final
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from gradlab.errors import UsageError
-from gradlab.probes.arithmetic import SgdGroup, sgd_groups
+from gradlab.probes.admission import held
+from gradlab.probes.arithmetic import Foreteller, SgdGroup
 from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.hooks import Hook, MethodHook
 from gradlab.probes.parameters import ParameterProbe, ReadScale, clip_coefficient
 
-__all__ = ["StepNumbers", "UpdateProbe", "as_optimizers"]
+__all__ = ["StepNumbers", "UpdateProbe"]
 
 #: Updates of one optimizer in an open step after which another that made none is waited for no longer.
 PATIENCE = 128
 _STEP_CODE = getattr(torch.amp.GradScaler, "_maybe_opt_step", torch.amp.GradScaler.step).__code__
+_LOOKS = (
+    16  # recorded steps in which an unknown scaler is looked for: frames are dear, and one that comes is there early
+)
 _FRAMES = 12  # between an optimizer's hook and the scaler that called it, with room for wrappers
 
 
@@ -36,33 +39,6 @@ class StepNumbers(NamedTuple):
     skipped: float
     learning_rate: float
     clip: float
-
-
-def as_optimizers(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
-    """Return one, several or no optimizers as a tuple.
-
-    Raises:
-        UsageError: Something is no optimizer, is given twice, or two hold one parameter.
-    """
-    several = tuple(optimizer) if isinstance(optimizer, list | tuple) else () if optimizer is None else (optimizer,)
-    if optimizer is not None and not several:
-        raise UsageError("The list of optimizers is empty: give one, several, or None to close the steps yourself.")
-    for one in several:
-        if not (hasattr(one, "register_step_pre_hook") and hasattr(one, "param_groups")):
-            raise UsageError(f"watch needs a torch.optim.Optimizer as its optimizer; got {type(one).__name__}.")
-    users: dict[int, int] = {}
-    for place, one in enumerate(several):
-        for param in _held(one):
-            if users.setdefault(param, place) != place:
-                raise UsageError(
-                    f"Optimizers {users[param]} and {place} of the list hold the same parameter, so which gradient is "
-                    "used is not one number: give one of them."
-                )
-    return several
-
-
-def _held(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(param) for group in optimizer.param_groups for param in group["params"]}
 
 
 @final
@@ -102,9 +78,15 @@ class UpdateProbe:
         # Other optimizers that were looked at, each with the sizes of its groups then.
         self._strangers: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[int]] = weakref.WeakKeyDictionary()
         self._updates: Counter[int] = Counter()
-        self._hook_ids: dict[int, tuple[int, int]] = {}  # by id of the optimizer
+        self._foretellers: dict[int, Foreteller] = {}  # by id of the optimizer
         self._in_scaler = self._stepped = False
+        self._looks = _LOOKS
         self.discard()
+
+    def skip(self) -> None:
+        """End a step that is not recorded."""
+        self._updates.clear()
+        self._stepping = False
 
     def discard(self) -> None:
         """Forget the open step."""
@@ -130,7 +112,7 @@ class UpdateProbe:
             before = optimizer.register_step_pre_hook(Hook(_uncompiled(self._before_step)))
             after = optimizer.register_step_post_hook(Hook(_uncompiled(self._after_step)))
             self._handles += [before, after]
-            self._hook_ids[id(optimizer)] = before.id, after.id
+            self._foretellers[id(optimizer)] = Foreteller(optimizer, before.id, after.id)
         if self._optimizers:
             # The process keeps this hook: it must not keep the probe, and the model, alive.
             of_others = weakref.WeakMethod(self._after_others_step)
@@ -144,7 +126,7 @@ class UpdateProbe:
         """Remove every hook."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._foretellers = [], {}
         if self._scaler is not None:
             _leave(self._scaler, self)
 
@@ -177,14 +159,15 @@ class UpdateProbe:
     # -- around a step of an optimizer --------------------------------------------------------------------------
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if self._scaler is None and _called_by_scaler(optimizer):
+        self._stepping = True
+        if not self.recording:
+            return None
+        self._looks -= self._looks > 0
+        if self._looks and self._scaler is None and _called_by_scaler(optimizer):
             self._note(
                 "A GradScaler that watch was not given steps the optimizer: gradients of layers carry its loss scale "
                 "and skipped updates are not seen; give it as watch(..., scaler=scaler)."
             )
-        self._stepping = True
-        if not self.recording:
-            return None
         if self._scales_losses and not self._in_scaler:
             self._end_span(1.0)
         # With a closure the gradients come only when the optimizer calls it; its first result is what it uses.
@@ -194,7 +177,7 @@ class UpdateProbe:
             if "closure" in kwargs:
                 return args, {**kwargs, "closure": wrapped}
             return (args[0], wrapped, *args[2:]), kwargs
-        self._read(optimizer, updated=True, groups=sgd_groups(optimizer, *self._hook_ids[id(optimizer)]))
+        self._read(optimizer, updated=True, groups=self._foretellers[id(optimizer)].groups())
         return None
 
     def _read_after(self, closure: Callable[[], Any], optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
@@ -219,11 +202,11 @@ class UpdateProbe:
         if found is not None:
             self._found.append(self._buffer.values([found]))
         clip = self._clip if self._clip_calls == self._forward_calls() else (math.nan, math.nan)
-        mine = _held(optimizer)
         others: set[int] = set()
         if len(self._optimizers) > 1:
-            others = {param for one in self._optimizers if one is not optimizer for param in _held(one)} - mine
-        keep = mine if updated else ()
+            others = {param for one in self._optimizers if one is not optimizer for param in held(one)}
+            others -= held(optimizer)
+        keep = partial(held, optimizer) if updated else ()
         self._params.before_update(ReadScale(scale, *clip), but=others, keep=keep, groups=groups)
 
     def read_now(self) -> None:
@@ -238,6 +221,9 @@ class UpdateProbe:
 
     def _count(self, optimizer: torch.optim.Optimizer) -> None:
         """Count an update, made or skipped, and close the step if it was the last one waited for."""
+        if len(self._optimizers) == 1:
+            self._close()
+            return
         self._updates[id(optimizer)] += 1
         self._idle.discard(id(optimizer))
         updates = self._updates[id(optimizer)]
@@ -265,8 +251,8 @@ class UpdateProbe:
         if self._strangers.get(optimizer) == sizes:
             return
         self._strangers[optimizer] = sizes
-        theirs = _held(optimizer)
-        if any(not theirs.isdisjoint(_held(one)) for one in self._optimizers):
+        theirs = held(optimizer)
+        if any(not theirs.isdisjoint(held(one)) for one in self._optimizers):
             self._note(
                 f"Another {type(optimizer).__name__} than the watched optimizer updates its parameters, and closes no "
                 "step: if it took the other's place, say so with probe.follow(optimizer)."
@@ -344,7 +330,10 @@ class UpdateProbe:
 
 def _uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Return a hook that a compiled optimizer calls as it is; where nobody compiles yet, loading that takes seconds."""
-    return torch.compiler.disable(hook) if "torch._dynamo" in sys.modules else hook
+    if "torch._dynamo" not in sys.modules:
+        return hook
+    apart = torch.compiler.disable(hook)  # costs several microseconds a call, for nothing where nothing is compiled
+    return lambda *args: apart(*args) if torch.compiler.is_compiling() else hook(*args)
 
 
 def _called_by_scaler(optimizer: torch.optim.Optimizer) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 
 from gradlab.errors import UsageError
 from gradlab.live import LiveView
-from gradlab.probes.admission import check_model, check_owner, check_scaler
+from gradlab.probes.admission import as_optimizers, check_model, check_owner, check_scaler
 from gradlab.probes.batchnorm import BatchNormProbe
 from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.hooks import HookSwitch, LayerHook
@@ -28,13 +28,13 @@ from gradlab.probes.selection import LayerSelection, select
 from gradlab.probes.sharded import await_ranks
 from gradlab.probes.units import UnitProbe
 from gradlab.probes.unseen import BlindSpots, blind_spots
-from gradlab.probes.updates import UpdateProbe, as_optimizers
+from gradlab.probes.updates import UpdateProbe
 from gradlab.trace import Trace
 
 __all__ = ["LayerSelection", "Probe", "watch"]
 
 _STEP = ("loss", "seconds", "skipped", "loss_scale", "learning_rate", "clip_coefficient")
-_ONE_ROW = ((),)  # a step has no key but its number
+_ONE_ROW, _NO_SLOTS = ((),), np.empty((1, 0), dtype=np.int64)  # a step has no key but its number, and no tensors
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -148,7 +148,7 @@ class Probe:
             "layers": self._layers, "units": self._units, "params": self._params, "batchnorm": self._batchnorm,
             "timesteps": self._recurrent,
         }  # fmt: skip
-        self._steps = TableLog((), _STEP)
+        self._steps = TableLog((), _STEP, lambda _, facts: dict(zip(_STEP, facts.T, strict=True)))
         #: Returns the latest recorded step whose numbers have arrived as a `gradlab.live.Snapshot`, or None.
         self.latest = Latest(self._layers, self._units, self._steps)
         self._live: LiveView | None = None
@@ -360,8 +360,6 @@ class Probe:
     def _set_recording(self, recording: bool) -> None:
         self._recording = self._updates.recording = recording
         self._layers.gate.recording = self._batchnorm.gate.recording = recording
-        if recording:
-            self._layers.begin_step()
         self._switch.on() if recording else self._switch.off()
         self._recurrent.set_recording(recording)
 
@@ -371,7 +369,7 @@ class Probe:
         if self._recording:
             self._deliver_later(self._step, seconds)
         else:
-            self._updates.discard()
+            self._updates.skip()
         self._trace = None
         self._step += 1
         if self._open:
@@ -387,8 +385,8 @@ class Probe:
             batchnorm(rows)
             recurrent(rows, told.loss_scales)
             last_scale = told.loss_scales[-2:][0]  # that of the last update; the one after it was not used yet
-            row = [told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.clip]
-            self._steps.append(step, _ONE_ROW, np.array([row]))
+            row = (told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.clip)
+            self._steps.append_rows(step, _ONE_ROW, rows[:0], _NO_SLOTS, row)
 
         self._buffer.flush(deliver)
         if self._live is not None:

@@ -30,15 +30,15 @@ def train(region, backward, watched):
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, as it traces a backward pass
 @pytest.mark.parametrize("way", ["context", "config"])
-def test_layers_are_recorded_and_training_is_the_same_under_compiled_autograd(way, monkeypatch):
+def test_layers_are_recorded_and_training_is_the_same_under_compiled_autograd(way):
     eager, _ = train(contextlib.nullcontext, torch.Tensor.backward, watched=True)
-    if way == "context":
-        region, backward = around_both, torch.Tensor.backward
-    else:
-        monkeypatch.setattr(torch._dynamo.config, "compiled_autograd", True)
-        region, backward = contextlib.nullcontext, torch.compile(lambda loss: loss.backward(), backend="eager")
-    _, bare = train(region, backward, watched=False)
-    probe, watched = train(region, backward, watched=True)
+    with torch._dynamo.config.patch(compiled_autograd=way == "config"):
+        if way == "context":
+            region, backward = around_both, torch.Tensor.backward
+        else:
+            region, backward = contextlib.nullcontext, torch.compile(lambda loss: loss.backward(), backend="eager")
+        _, bare = train(region, backward, watched=False)
+        probe, watched = train(region, backward, watched=True)
     for ours, theirs in zip(watched, bare, strict=True):
         assert torch.equal(ours, theirs)
     expected, got = (trace.layers[["step", "layer", "grad_norm"]] for trace in (eager.trace, probe.trace))

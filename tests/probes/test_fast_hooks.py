@@ -267,8 +267,11 @@ def test_updates_of_every_range_one_after_the_other():
         param.data.mul_(0.0 if scale < 1e-20 else 1.0)  # else nothing is left of such an update
         param.grad = noise * scale
         held = [optimizer.state[param].get("momentum_buffer")]
-        slots = buffer.sgd([param], held, (1.0, 0.5, 1.0, 0.0, 1.0, False))
-        buffer.flush(lambda rows, slots=slots: got.append(norm_of(rows[slots[0]])))
+        slots, place = np.full((2, 3), -1), np.array([1])  # the parameter is the second of two
+        numbers = (1.0, 0.5, 1.0, 0.0, 1.0, False)
+        assert buffer.sgd([param], held, slots.ctypes.data, place.ctypes.data, numbers) == 0
+        assert (slots[0] == -1).all()
+        buffer.flush(lambda rows, slots=slots: got.append(norm_of(rows[slots[1]])))
         before = param.detach().double()
         optimizer.step()
         wide = (before, param.grad.double(), param.detach().double() - before)

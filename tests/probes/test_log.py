@@ -48,9 +48,9 @@ def test_rows_that_are_derived_later():
     log = TableLog(("layer",), ("sum", "fact"), lambda rows, facts: {"sum": rows[:, :, 0].sum(1), "fact": facts[:, 0]})
     rows = np.arange(24.0).reshape(3, 8)
     keys = [("a",), ("b",)]
-    log.append_rows(0, keys, rows, np.array([[0, 1], [2, -1]]), np.array([[5.0], [6.0]]))
-    log.append_rows(1, keys[:1], rows[:2] + 100, np.array([[1, 0]]), np.array([[7.0]]))
-    log.append_rows(2, [], rows, np.zeros((0, 2), int), np.zeros((0, 1)))
+    log.append_rows(0, keys, rows, np.array([[0, 1], [2, -1]]), (np.array([5.0, 6.0]),))
+    log.append_rows(1, keys[:1], rows[:2] + 100, np.array([[1, 0]]), (7.0,))
+    log.append_rows(2, [], rows, np.zeros((0, 2), int), (8.0,))
     frame = log.frame()
     assert frame["step"].tolist() == [0, 0, 1]
     assert frame["layer"].tolist() == ["a", "b", "a"]
