@@ -19,10 +19,10 @@ _PLAIN = (int, float)
 
 
 class SgdGroup(NamedTuple):
-    """A parameter group of SGD: its parameters, their momentum buffers, and the numbers of its arithmetic."""
+    """A parameter group of SGD: its parameters, their states or None, and the numbers of its arithmetic."""
 
     params: list[torch.Tensor]
-    buffers: list[torch.Tensor | None]
+    states: list[dict[str, Any] | None]
     numbers: tuple[float, float, float, float, float, bool]  # lr, momentum, 1 - dampening, decay, sign, nesterov
 
 
@@ -41,7 +41,7 @@ class Foreteller:
         self._hooks = pre_hook, post_hook
         # Looking a tensor up costs a call of its __hash__ in Python, so the state of each is looked up once.
         self._state: object = None
-        self._of_params: list[tuple[list[torch.Tensor], list[dict[str, Any]]]] = []
+        self._known: list[tuple[list[torch.Tensor], list[dict[str, Any] | None]]] = []
 
     def groups(self) -> list[SgdGroup] | None:
         """Return the groups of the optimizer, about to step; None where what it does is not exactly known."""
@@ -60,20 +60,19 @@ class Foreteller:
             params: list[torch.Tensor] = group["params"]
             sign = -1.0 if group.get("maximize") else 1.0
             numbers = (lr, momentum, 1 - dampening, decay, sign, bool(group["nesterov"]))
-            groups.append(
-                SgdGroup(params, self._buffers(number, params) if momentum else [None] * len(params), numbers)
-            )
+            groups.append(SgdGroup(params, self._states(number, params) if momentum else [None] * len(params), numbers))
         return groups
 
-    def _buffers(self, number: int, params: list[torch.Tensor]) -> list[torch.Tensor | None]:
-        """Return the momentum buffers of a group. A state put there by hand shows in the update, which is compared."""
+    def _states(self, number: int, params: list[torch.Tensor]) -> list[dict[str, Any] | None]:
+        """Return the states of a group. One that was put there by hand shows in the update, which is compared."""
         state = self._optimizer.state
         if state is not self._state:
-            self._state, self._of_params = state, []
-        known = self._of_params[number] if number < len(self._of_params) else None
-        if known is None or len(known[0]) != len(params) or not all(map(is_, known[0], params)):
-            if any(param not in state for param in params):
-                return [state[param].get("momentum_buffer") if param in state else None for param in params]
-            known = list(params), [state[param] for param in params]
-            self._of_params[number:] = [known]
-        return [of_param.get("momentum_buffer") for of_param in known[1]]
+            self._state, self._known = state, []
+        if number < len(self._known):
+            known, states = self._known[number]
+            if len(known) == len(params) and all(map(is_, known, params)):
+                return states
+        states = [state.get(param) for param in params]
+        if None not in states:
+            self._known[number:] = [(list(params), states)]
+        return states

@@ -16,6 +16,7 @@
 #define REMEMBERED 65536
 
 static PyObject *s_grad, *s_shape, *s_register_hook, *s_compiled_autograd, *s_compiled_autograd_enabled;
+static PyObject *s_momentum_buffer, *s_parameters;
 static const struct {
   PyObject **place;
   const char *text;
@@ -23,7 +24,9 @@ static const struct {
              {&s_shape, "shape"},
              {&s_register_hook, "register_hook"},
              {&s_compiled_autograd, "torch._dynamo.compiled_autograd"},
-             {&s_compiled_autograd_enabled, "compiled_autograd_enabled"}};
+             {&s_compiled_autograd_enabled, "compiled_autograd_enabled"},
+             {&s_momentum_buffer, "momentum_buffer"},
+             {&s_parameters, "_parameters"}};
 
 /* -- Rows ----------------------------------------------------------------------------------------------------------- */
 
@@ -209,6 +212,7 @@ static PyMethodDef rows_methods[] = {
     {"parameters", (PyCFunction)rows_parameters, METH_O, NULL},
     {"sgd", (PyCFunction)rows_sgd, METH_VARARGS, NULL},
     {"stepped", (PyCFunction)rows_stepped, METH_O, NULL},
+    {"holds", (PyCFunction)rows_holds, METH_VARARGS, NULL},
     {"difference", (PyCFunction)(void (*)(void))rows_difference, METH_FASTCALL, NULL},
     {"batchnorm", (PyCFunction)rows_batchnorm, METH_VARARGS, NULL},
     {"place", (PyCFunction)rows_place, METH_VARARGS, NULL},

@@ -13,6 +13,7 @@ import torch
 
 from gradlab.errors import UsageError
 from gradlab.live import LayerGroup, LiveView, Snapshot
+from gradlab.probes.buffer import StepBuffer
 from gradlab.probes.layers import LayerProbe
 from gradlab.probes.log import Keys, TableLog
 from gradlab.probes.units import UnitProbe
@@ -24,11 +25,12 @@ __all__ = ["Latest", "as_view"]
 class Latest:
     """Called, it returns the latest step that is on the host, or None before the first. No tensor is reduced for it."""
 
-    def __init__(self, layers: LayerProbe, units: UnitProbe, steps: TableLog) -> None:
-        self._layers, self._units, self._steps = layers, units, steps
+    def __init__(self, buffer: StepBuffer, layers: LayerProbe, units: UnitProbe, steps: TableLog) -> None:
+        self._buffer, self._layers, self._units, self._steps = buffer, layers, units, steps
         self._told = False
 
     def __call__(self) -> Snapshot | None:
+        self._buffer.deliver_ready()
         last = self._steps.last()
         if last is None:
             return None

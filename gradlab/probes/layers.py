@@ -166,16 +166,18 @@ class LayerProbe:
     def close_step(self, step: int) -> Callable[[Rows, Sequence[float]], None]:
         """End the step; the function returned takes its rows, and the loss scale of each span, on the host."""
         signature, what, in_order = self._take()
-        table = np.frombuffer(what, dtype=np.int64).reshape(-1, len(COLUMNS))
+        order = None
         if not in_order:  # repeated by checkpointing, or from several threads
             which = np.frombuffer(signature, dtype=np.int64).reshape(-1, 2)
             order = np.argsort(which[:, 1], kind="stable")  # outputs stay in their order
             last = {(label, place): row for row, (label, place) in enumerate(which[order].tolist())}
             order = order[sorted(last.values())]  # a repetition takes the place of the first run
-            signature, table = which[order].tobytes(), table[order]
+            signature = which[order].tobytes()
         keys = self._keys_of(signature)
 
         def deliver(rows: Rows, loss_scales: Sequence[float]) -> None:
+            table = np.frombuffer(what, dtype=np.int64).reshape(-1, len(COLUMNS))
+            table = table if order is None else table[order]
             scale = loss_scales[0] if len(loss_scales) == 1 else np.array(loss_scales)[table[:, 3]]
             self._log.append_rows(step, keys, rows, table[:, 1:3], (table[:, 0], scale))
 

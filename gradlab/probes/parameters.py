@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter, is_
+from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import is_
 from typing import Any, NamedTuple, cast, final
 
 import numpy as np
@@ -23,7 +23,6 @@ __all__ = ["ParameterProbe", "ReadScale", "clip_coefficient", "describe_paramete
 
 _SCALE, _NONFINITE = 0, 7  # places in a row
 _WEIGHT, _GRAD, _UPDATE = range(3)
-_parameters = attrgetter("_parameters")
 
 
 class ReadScale(NamedTuple):
@@ -75,18 +74,17 @@ class _Part(NamedTuple):
 class _Plan(NamedTuple):
     """Which parameters are read in which way, as long as the model's and the groups' are these."""
 
-    now: list[nn.Parameter | None]
+    now: list[torch.Tensor | None]
     but: Collection[int]
     places: npt.NDArray[np.int64]
     groups: list[_Part]
     rest: _Parameters
 
-    def holds(self, now: Iterable[Any], but: Collection[int], groups: Sequence[SgdGroup]) -> bool:
-        """Return whether they still are."""
+    def holds(self, but: Collection[int], groups: Sequence[SgdGroup]) -> bool:
+        """Return whether the groups' still are."""
         return (
             self.but == but
             and len(groups) == len(self.groups)
-            and all(map(is_, now, self.now))
             and all(len(group.params) == len(part.whole) and all(map(is_, group.params, part.whole))
                     for group, part in zip(groups, self.groups, strict=True))
         )  # fmt: skip
@@ -107,8 +105,8 @@ class ParameterProbe:
         self._buffer = buffer
         named = list(model.named_parameters())
         self.names = [name for name, _ in named]
-        self._owners = [model.get_submodule(name.rpartition(".")[0]) for name, _ in named]
-        self._own_names = [name.rpartition(".")[2] for name, _ in named]
+        owners = [vars(model.get_submodule(name.rpartition(".")[0])) for name, _ in named]
+        self._where = owners, [name.rpartition(".")[2] for name, _ in named]
         self._keys = [(name, name.rpartition(".")[0], param.numel()) for name, param in named]
         self._got_grad = np.zeros(len(named), dtype=bool)  # in any recorded step
         self.not_seen: dict[str, str] = {}
@@ -138,8 +136,8 @@ class ParameterProbe:
         """Layers whose own parameters had gradients in a recorded step."""
         return {self._keys[place][1] for place in np.flatnonzero(self._got_grad)}
 
-    def _now(self) -> Iterator[nn.Parameter | None]:
-        return map(dict.get, map(_parameters, self._owners), self._own_names)
+    def _now(self) -> list[torch.Tensor | None]:
+        return [owner["_parameters"].get(name) for owner, name in zip(*self._where, strict=True)]
 
     def before_update(
         self,
@@ -173,8 +171,9 @@ class ParameterProbe:
 
     def _plan_of(self, but: Collection[int], groups: Sequence[SgdGroup]) -> _Plan:
         """Return how the parameters are read: that of the step before where they are the same."""
-        if self._plan is None or not self._plan.holds(self._now(), but, groups):
-            now = list(self._now())
+        plan = self._plan
+        if plan is None or not (plan.holds(but, groups) and self._buffer.rows.holds(*self._where, plan.now)):
+            now = self._now()
             rest: _Parameters = {id(x): (place, x) for place, x in enumerate(now) if x is not None and id(x) not in but}
             places, parts = [place for place, _ in rest.values()], []
             for group in groups:
@@ -182,8 +181,8 @@ class ParameterProbe:
                 params = [group.params[k] for k in ours]
                 theirs = np.array([rest.pop(id(param))[0] for param in params], dtype=np.int64)
                 parts.append(_Part(list(group.params), ours, params, theirs, theirs.ctypes.data))
-            self._plan = _Plan(now, but, np.array(places, dtype=np.int64), parts, rest)
-        return self._plan
+            plan = self._plan = _Plan(now, but, np.array(places, dtype=np.int64), parts, rest)
+        return plan
 
     def _measure(self, mine: _Parameters, keep: Collection[int]) -> None:
         """Read parameters and gradients, and copy the parameters that are updated."""
@@ -201,10 +200,10 @@ class ParameterProbe:
 
     def _foretell(self, group: SgdGroup, part: _Part) -> _Parameters:
         """Read what is ordinary of a group, its coming updates included; return the others."""
-        all_ours = len(part.ours) == len(group.buffers)
-        buffers = group.buffers if all_ours else [group.buffers[k] for k in part.ours]
+        all_ours = len(part.ours) == len(group.states)
+        states = group.states if all_ours else [group.states[k] for k in part.ours]
         places, params, others = part.places, part.params, {}
-        left = self._buffer.sgd(params, buffers, self._slots_at, part.places_at, group.numbers)
+        left = self._buffer.sgd(params, states, self._slots_at, part.places_at, group.numbers)
         if left is None:
             return {id(param): (place, param) for place, param in zip(places.tolist(), params, strict=True)}
         if left:
@@ -250,7 +249,7 @@ class ParameterProbe:
         if not self._before:
             return
         with torch.no_grad():
-            now = list(self._now())
+            now = self._now()
             changes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
             for place, old in self._before.items():
                 new = now[place]
@@ -272,7 +271,7 @@ class ParameterProbe:
 
     def let_go(self) -> None:
         """Keep no module and no parameter: nothing is read any more."""
-        self._owners, self._plan = [], None
+        self._where, self._plan = ([], []), None
 
     def discard(self) -> None:
         """Forget the open step."""

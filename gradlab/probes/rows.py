@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -89,6 +89,11 @@ class PlainRows:
 
     def sgd(self, *_: object) -> None:
         return None
+
+    def holds(self, owners: list[dict[str, Any]], names: list[str], params: list[torch.Tensor | None]) -> bool:
+        return all(
+            owner["_parameters"].get(name) is param for owner, name, param in zip(owners, names, params, strict=True)
+        )
 
     def difference(self, new: torch.Tensor, old: torch.Tensor) -> int:
         alike = self._kernel is not None and _is_plain(new) and _is_plain(old)

@@ -79,6 +79,14 @@ static void sgd_rows(const float *w, const float *g, const float *b, int64_t n, 
   }
 }
 
+/* What a dict has under a key, borrowed; null where there is neither. */
+static PyObject *value_of(PyObject *dict, PyObject *key) {
+  if (!dict || !PyDict_Check(dict)) return NULL;
+  PyObject *value = PyDict_GetItemWithError(dict, key);
+  if (!value) PyErr_Clear();
+  return value;
+}
+
 /* parameters(params): shape (n, 2) as bytes: the slots of each parameter and its gradient, NOT_PLAIN or MISSING. */
 static PyObject *rows_parameters(Rows *self, PyObject *params) {
   if (!PyList_Check(params)) return PyErr_SetString(PyExc_TypeError, "parameters takes a list"), NULL;
@@ -96,32 +104,32 @@ static PyObject *rows_parameters(Rows *self, PyObject *params) {
   return made;
 }
 
-/* sgd(params, buffers, address of slots, address of places, lr, momentum, undamped, decay, sign, nesterov): puts the slots
+/* sgd(params, states, address of slots, address of places, lr, momentum, undamped, decay, sign, nesterov): puts the slots
  * of each parameter, its gradient and its coming update into row places[k] of slots, shape (, 3) of int64; how many were
  * not plain, whose rows are left as they are. What is to come of the others is kept for `stepped`. */
 static PyObject *rows_sgd(Rows *self, PyObject *args) {
-  PyObject *params, *buffers;
+  PyObject *params, *states;
   Sgd s;
   long long to, at;
-  if (!PyArg_ParseTuple(args, "O!O!LLfffffp", &PyList_Type, &params, &PyList_Type, &buffers, &to, &at, &s.lr,
+  if (!PyArg_ParseTuple(args, "O!O!LLfffffp", &PyList_Type, &params, &PyList_Type, &states, &to, &at, &s.lr,
                         &s.momentum, &s.undamped, &s.decay, &s.sign, &s.nesterov))
     return NULL;
   int64_t *slots = (int64_t *)(intptr_t)to;
   const int64_t *places = (const int64_t *)(intptr_t)at;
   long others = 0;
   Py_ssize_t count = PyList_GET_SIZE(params);
-  if (PyList_GET_SIZE(buffers) != count) return PyErr_SetString(PyExc_ValueError, "one buffer a parameter"), NULL;
+  if (PyList_GET_SIZE(states) != count) return PyErr_SetString(PyExc_ValueError, "one state a parameter"), NULL;
   if (self->told + count > self->told_room) {
     Foretold *foretold = PyMem_Realloc(self->foretold, (self->told + count) * sizeof(Foretold));
     if (!foretold) return PyErr_NoMemory();
     self->foretold = foretold, self->told_room = self->told + count;
   }
   for (Py_ssize_t k = 0; k < count; k++) {
-    PyObject *param = PyList_GET_ITEM(params, k), *buffer = PyList_GET_ITEM(buffers, k);
+    PyObject *param = PyList_GET_ITEM(params, k), *buffer = value_of(PyList_GET_ITEM(states, k), s_momentum_buffer);
     Plain w, g, b = {0};
     int64_t row[3];
     int fits = torch_plain(param, &w) && torch_plain_gradient(param, &g) && g.n == w.n && g.last == w.last &&
-               (buffer == Py_None || (torch_plain(buffer, &b) && b.n == w.n && b.last == w.last));
+               (!buffer || buffer == Py_None || (torch_plain(buffer, &b) && b.n == w.n && b.last == w.last));
     for (int kind = 0; fits && kind < 3; kind++)
       if (!take_row(self, &row[kind])) return NULL;
     others += !fits;
@@ -137,6 +145,20 @@ static PyObject *rows_sgd(Rows *self, PyObject *args) {
     }
   }
   return PyLong_FromLong(others);
+}
+
+/* holds(owners, names, params): whether owners[k]["_parameters"].get(names[k]) still is params[k]; owners are the __dict__
+ * of modules. */
+static PyObject *rows_holds(Rows *Py_UNUSED(self), PyObject *args) {
+  PyObject *owners, *names, *params;
+  if (!PyArg_ParseTuple(args, "O!O!O!", &PyList_Type, &owners, &PyList_Type, &names, &PyList_Type, &params)) return NULL;
+  Py_ssize_t count = PyList_GET_SIZE(params);
+  int same = PyList_GET_SIZE(owners) == count && PyList_GET_SIZE(names) == count;
+  for (Py_ssize_t k = 0; same && k < count; k++) {
+    PyObject *now = value_of(value_of(PyList_GET_ITEM(owners, k), s_parameters), PyList_GET_ITEM(names, k));
+    same = (now ? now : Py_None) == PyList_GET_ITEM(params, k);
+  }
+  return PyBool_FromLong(same);
 }
 
 /* stepped(params): how many of the parameters that `sgd` read since the last call do not hold what it foretold; to be

@@ -150,7 +150,7 @@ class Probe:
         }  # fmt: skip
         self._steps = TableLog((), _STEP, lambda _, facts: dict(zip(_STEP, facts.T, strict=True)))
         #: Returns the latest recorded step whose numbers have arrived as a `gradlab.live.Snapshot`, or None.
-        self.latest = Latest(self._layers, self._units, self._steps)
+        self.latest = Latest(self._buffer, self._layers, self._units, self._steps)
         self._live: LiveView | None = None
         self._layer_names = [name for name, _ in layers]
         self._info: dict[str, Any] = {

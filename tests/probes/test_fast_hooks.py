@@ -185,6 +185,7 @@ def test_every_range_against_float64(scale, mean):
     wide, got, buffer = x.double(), [], StepBuffer()
     slots = [buffer.reduce(x), buffer.reduce(x, moments=False), buffer.reduce(x, norm_only=True)]
     buffer.flush(lambda rows: got.append(rows[slots]))
+    buffer.wait()
     rows = got[0]
     all_of = statistics(rows[:1], torch.tensor([x.numel()]).numpy())
     norm = float((wide * 2.0**60).norm()) / 2.0**60
@@ -251,6 +252,7 @@ def test_a_scale_remembered_from_the_step_before_changes_no_digit():
         for buffer in (kept, StepBuffer()):
             slots = [buffer.reduce(x, **way) for way in ways] + [buffer.reduce_difference(x, torch.zeros_like(x))]
             buffer.flush(lambda found, slots=slots, rows=rows: rows.append(found[slots]))
+            buffer.wait()
         assert norm_of(rows[0]).tolist() == pytest.approx(norm_of(rows[1]).tolist(), rel=0, abs=0, nan_ok=True), step
         if math.isfinite(scale):
             norm = float((x.double() * 2.0**200).norm()) / 2.0**200
@@ -266,12 +268,13 @@ def test_updates_of_every_range_one_after_the_other():
     for scale in [size for size in RANGES if math.isfinite(size)]:
         param.data.mul_(0.0 if scale < 1e-20 else 1.0)  # else nothing is left of such an update
         param.grad = noise * scale
-        held = [optimizer.state[param].get("momentum_buffer")]
+        held = [optimizer.state.get(param)]
         slots, place = np.full((2, 3), -1), np.array([1])  # the parameter is the second of two
         numbers = (1.0, 0.5, 1.0, 0.0, 1.0, False)
         assert buffer.sgd([param], held, slots.ctypes.data, place.ctypes.data, numbers) == 0
         assert (slots[0] == -1).all()
         buffer.flush(lambda rows, slots=slots: got.append(norm_of(rows[slots[1]])))
+        buffer.wait()
         before = param.detach().double()
         optimizer.step()
         wide = (before, param.grad.double(), param.detach().double() - before)
@@ -295,6 +298,7 @@ def test_norms_of_many_tensors_at_once(dtype, monkeypatch):
     buffer, got = StepBuffer(), []
     slots = buffer.norms(xs)
     buffer.flush(lambda rows: got.append(rows[slots]))
+    buffer.wait()
     tops = [float(x.double().abs().max()) if x.numel() else 0.0 for x in xs]
     want = [top * float((x.double() / top).norm()) if top else 0.0 for x, top in zip(xs, tops, strict=True)]
     assert norm_of(got[0]).tolist() == pytest.approx(want, rel=1e-6, abs=0, nan_ok=True)

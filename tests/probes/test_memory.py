@@ -53,11 +53,11 @@ def test_tensors_do_not_pile_up():
     with watch(model, optimizer) as probe:
         step()
         before = alive()
-        for _ in range(5):
+        for _ in range(20):
             step()
         assert alive() <= before
         assert len(probe._layers._log._interned) == 1
-        assert len(probe._buffer._pending) == 0
+        assert len(probe._buffer._pending) < 16  # rows of steps, as arrays
 
 
 def test_long_evaluation_leaves_little_behind():
@@ -118,6 +118,7 @@ def test_a_view_of_a_whole_tensor_is_read_once_and_nothing_else_is_shared():
     assert again != first
     norms = []
     buffer.flush(lambda rows: norms.extend(norm_of(rows)[[first, again]]))
+    buffer.wait()
     assert norms[1] == pytest.approx(2 * norms[0])
 
 

@@ -118,6 +118,7 @@ def difference(new, old):
     if slot < 0:
         (slot,) = buffer.norms([old.neg_().add_(new)])
     buffer.flush(lambda rows: norms.append(norm_of(rows[slot])))
+    buffer.wait()
     return norms[0]
 
 
