@@ -14,8 +14,8 @@ import torch
 from gradlab.errors import UsageError
 from gradlab.probes import hooks, native
 from gradlab.probes.outputs import OutputHook, Outputs
-from gradlab.probes.reduce import ROW, cpu_row, device_row, is_dense
-from gradlab.probes.rows import NONE, DeviceRows, HostRows, PlainRows, wide_dtype
+from gradlab.probes.reduce import ROW, cpu_row, device_row, is_dense, wide_dtype
+from gradlab.probes.rows import NONE, DeviceRows, HostRows, PlainRows
 
 __all__ = ["Rows", "StepBuffer"]
 

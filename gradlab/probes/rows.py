@@ -10,20 +10,15 @@ import numpy as np
 import torch
 
 from gradlab.probes import native
-from gradlab.probes.reduce import ROW, has_memory, is_dense
+from gradlab.probes.reduce import ROW, has_memory, is_dense, wide_dtype
 
-__all__ = ["MISSING", "NONE", "DeviceRows", "HostRows", "PlainRows", "wide_dtype"]
+__all__ = ["MISSING", "NONE", "DeviceRows", "HostRows", "PlainRows"]
 
 #: Stands for the slot of what was not read, or has to go another way.
 NONE = -1
 #: Stands for the slot of a gradient that is None.
 MISSING = -2
 _ROW_BYTES = 8 * len(ROW)
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return the widest dtype of floats that a device has."""
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
 @final
