@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -29,6 +30,7 @@ import torch
 from gradlab.probes import native
 
 __all__ = [
+    "PLAIN",
     "ROW",
     "SAFE_EXPONENTS",
     "SAFE_VARIANCE",
@@ -56,7 +58,7 @@ _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64
 _EMPTY = (1.0, 0.0, 0.0, 0.0, math.nan, math.nan, 0.0, 0.0)
 _BLOCK = 1 << 16  # entries a slow-path block: its float64 copy stays in the second-level cache
 _FEW = 1 << 13
-_FAST_BLOCK = 1 << 20  # entries a fast-path block: keeps float32 accumulation error small on huge tensors
+_FAST_BLOCK = 1 << 17  # entries a fast-path block: it stays in the cache, and float32 sums of it keep their digits
 # Below, squares lost to underflow (each at most 1.4e-45) could matter among up to 1e14 entries.
 _SAFE_SQUARES = {torch.float32: 1e-25, torch.float64: 1e-290}
 #: A variance that is a smaller share of the mean square than this has lost digits to cancellation.
@@ -82,10 +84,11 @@ _is_transformed = getattr(getattr(torch._C, "_functorch", None), "is_functorch_w
 
 def has_memory(x: torch.Tensor) -> bool:
     """Return whether the address that `x` gives is that of its entries; a wrapper's (DTensor, say) is 0."""
-    return type(x) in _PLAIN
+    return type(x) in PLAIN
 
 
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+#: Classes of tensors that are no wrappers.
+PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def is_distributed(x: torch.Tensor) -> bool:
@@ -138,6 +141,19 @@ def _blocks(flat: torch.Tensor) -> Iterator[torch.Tensor]:
         yield block.to(dtype)
 
 
+_kept = threading.local()
+
+
+def _scratch(like: torch.Tensor) -> torch.Tensor:
+    """Return memory for one block, the same for all blocks of a thread: fresh pages would cost more than a read."""
+    name = str(like.dtype)
+    kept: torch.Tensor | None = getattr(_kept, name, None)
+    if kept is None or len(kept) < len(like):
+        kept = torch.empty(_FAST_BLOCK, dtype=like.dtype, device="cpu")
+        setattr(_kept, name, kept)
+    return kept[: like.numel()]
+
+
 def _norm_row(flat: torch.Tensor) -> tuple[float, ...]:
     """Reduce as far as a norm needs: one read where all squares are in range."""
     squares = sum(torch.dot(block, block).item() for block in _blocks(flat))
@@ -164,7 +180,7 @@ def _row(flat: torch.Tensor, *, moments: bool) -> tuple[float, ...]:
         if not math.isfinite(top):
             return exact_row(flat)
         low, high = min(low, least), max(high, most)
-        scratch = torch.empty_like(block)
+        scratch = _scratch(block)
         # torch counts one entry at a time: of few that is quickest, of many a vectorized comparison is.
         few = block.numel() <= _FEW
         zeros += (
@@ -180,7 +196,8 @@ def _row(flat: torch.Tensor, *, moments: bool) -> tuple[float, ...]:
         x = block if by == 1 else torch.mul(block, by, out=scratch)
         if moments:
             total += x.sum().item()
-        squares += torch.dot(x, x).item()
+        # Tiny entries have so few digits that a plain loop's rounding errors go the same way: those are added in pairs.
+        squares += torch.dot(x, x).item() if by == 1 else x.square_().sum().item()
     spread = squares - total * total / n
     if moments and squares > 0 and spread <= SAFE_VARIANCE[dtype] * squares:
         return exact_row(flat)

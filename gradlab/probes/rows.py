@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gradlab.probes import native
@@ -29,8 +30,8 @@ class DeviceRows:
         self.tensor = torch.full((256, len(ROW)), float("nan"), device=device, dtype=wide_dtype(device))
         self.slots: list[int] = []  # slot of each row in use
 
-    def next_row(self, slot: int) -> torch.Tensor:
-        return self.next_rows((slot,))[0]
+    def put_rows(self, slots: Sequence[int], rows: torch.Tensor) -> None:
+        self.next_rows(slots).copy_(rows)
 
     def next_rows(self, slots: Sequence[int]) -> torch.Tensor:
         first = len(self.slots)
@@ -119,6 +120,10 @@ class HostRows:
             self._base = self.array.ctypes.data
             self.moved(self._base, len(self.array))
         return self._base + slot * _ROW_BYTES
+
+    def put_rows(self, slots: list[int], rows: npt.NDArray[np.float64]) -> None:
+        self.address(max(slots))
+        self.array[slots] = rows
 
     def put(self, slot: int, row: tuple[float, ...]) -> None:
         self.address(slot)
