@@ -16,7 +16,7 @@ from gradlab.probes import hooks, native
 from gradlab.probes.flat import FEW_ENTRIES, FlatPlans, FlatTensors
 from gradlab.probes.outputs import OutputHook, Outputs
 from gradlab.probes.pool import ALL, NO_MOMENTS, NORM, DevicePool, HostPool
-from gradlab.probes.reduce import cpu_row, is_dense, wide_dtype
+from gradlab.probes.reduce import can_reduce, cpu_row, has_memory, is_dense, wide_dtype
 from gradlab.probes.rows import NONE, DeviceRows, HostRows, PlainRows
 
 __all__ = ["Rows", "StepBuffer"]
@@ -26,10 +26,8 @@ Rows = npt.NDArray[np.float64]
 
 
 
-def _same_entries(x: torch.Tensor, of: torch.Tensor | None) -> bool:
-    return x is of or (
-        of is not None and x.numel() == of.numel() and x.dtype is of.dtype and is_dense(x) and is_dense(of)
-    )
+def _same_entries(x: torch.Tensor, of: torch.Tensor) -> bool:
+    return x is of or (x.numel() == of.numel() and x.dtype is of.dtype and is_dense(x) and is_dense(of))
 
 
 class _Device(NamedTuple):
@@ -66,7 +64,9 @@ class StepBuffer:
 
     def outputs(self, *args: Any) -> Any:
         """Return the Outputs that write into this buffer; the arguments are those after `rows`, the gate first."""
-        return (self._fast.Outputs if self._fast else Outputs)(args[0], self.rows, *args[1:])
+        if self._fast:
+            return self._fast.Outputs(args[0], self.rows, *args[1:])
+        return Outputs(args[0], self.rows, *args[1:], reduce=self.reduce_shared)
 
     def output_hook(self, *args: Any) -> Any:
         """Return an OutputHook for such outputs."""
@@ -128,29 +128,33 @@ class StepBuffer:
         """Copy many small CPU tensors end to end; None where they are not alike. Called without autograd."""
         return self._plans.lay(xs)
 
-    def flat_norms(self, xs: FlatTensors) -> int:
-        """Reduce tensors that lie end to end, as far as norms need, and return the first of their slots."""
+    def flat_norms(self, xs: FlatTensors) -> npt.NDArray[np.int64]:
+        """Reduce tensors that lie end to end, as far as norms need, and return their slots."""
         with self._lock:
             rows = xs.rows()
-            first = self._take(len(rows))
-            self._host.put_rows(list(range(first, first + len(rows))), rows)
-        return first
+            slots = np.arange(len(rows)) + self._take(len(rows))
+            self._host.put_rows(slots.tolist(), rows)
+        return slots
 
-    def norms(self, xs: Sequence[torch.Tensor]) -> list[int]:
-        """Reduce many tensors, as far as norms need, where no kernel does: the small ones of one dtype together."""
+    def norms(self, xs: Sequence[torch.Tensor | None]) -> list[int]:
+        """Reduce many tensors, as far as norms need, where no kernel does: the small ones of one dtype together.
+
+        Called without autograd. -1 stands for what is no plain tensor.
+        """
         slots = [NONE] * len(xs)
-        alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        alike: dict[torch.dtype, list[int]] = {}
         for at, x in enumerate(xs):
-            if 0 < x.numel() <= FEW_ENTRIES:
-                alike.setdefault((x.device, x.dtype), []).append(at)
+            if x is not None and has_memory(x) and x.is_cpu and 0 < x.numel() <= FEW_ENTRIES:
+                alike.setdefault(x.dtype, []).append(at)
         for some in alike.values():
-            with torch.no_grad():
-                flat = self.lay_flat([xs[at] for at in some])
+            flat = self.lay_flat([x for x in map(xs.__getitem__, some) if x is not None])
             if flat is not None:
-                first = self.flat_norms(flat)
-                for slot, at in enumerate(some, first):
+                for at, slot in zip(some, self.flat_norms(flat).tolist(), strict=True):
                     slots[at] = slot
-        return [self.reduce(x, norm_only=True) if slot == NONE else slot for slot, x in zip(slots, xs, strict=True)]
+        for at, x in enumerate(xs):
+            if slots[at] == NONE and x is not None and has_memory(x) and can_reduce(x):
+                slots[at] = self.reduce(x, norm_only=True)
+        return slots
 
     def reduce_difference(self, new: torch.Tensor, old: torch.Tensor) -> int:
         """Reduce new - old into the next slot, as far as its norm needs; -1 where no kernel does it."""
@@ -163,12 +167,13 @@ class StepBuffer:
 
         A view of the whole of a tensor (a reshape, an identity that makes a node of its own) holds the same entries.
         """
-        known_slot: int = self.rows.reduce_shared(x)
-        if known_slot >= 0:
-            return known_slot
+        slot: int = self.rows.reduce_shared(x)
+        if slot >= 0:
+            return slot
         version = -1 if x.is_inference() else x._version
-        for seen in (x, x._base):
-            known = None if seen is None else self._shared.get(id(seen))
+        base = x._base
+        for seen in (x,) if base is None else (x, base):
+            known = self._shared.get(id(seen))
             # The weak reference must still lead to the very object: another may have got its place in memory.
             if known is not None and known[0]() is seen and known[1] == version and _same_entries(x, seen):
                 return known[2]

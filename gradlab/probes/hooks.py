@@ -162,7 +162,9 @@ class CallGate:
 
     def _admit(self, layer: str) -> int | None:
         with_grad = torch.is_grad_enabled()
-        runs = self._first_runs.setdefault(layer, deque(maxlen=_REMEMBERED_CALLS))
+        runs = self._first_runs.get(layer)
+        if runs is None:
+            runs = self._first_runs[layer] = deque(maxlen=_REMEMBERED_CALLS)
         if recomputing():
             place, had_graph = runs.pop() if runs else (-1, True)
             if had_graph or not with_grad:

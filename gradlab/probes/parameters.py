@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple, cast, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,9 @@ from torch import nn
 
 from gradlab.probes.arithmetic import SgdGroup
 from gradlab.probes.buffer import Rows, StepBuffer
+from gradlab.probes.flat import FEW_ENTRIES, FlatTensors
 from gradlab.probes.log import TableLog
-from gradlab.probes.reduce import can_reduce, has_memory, is_distributed, norm_of
+from gradlab.probes.reduce import can_reduce, is_distributed, norm_of
 from gradlab.probes.rows import MISSING, NONE
 from gradlab.probes.sharded import ShardedRows
 
@@ -110,6 +111,7 @@ class ParameterProbe:
             tuple[ReadScale, Sequence[int] | npt.NDArray[np.int64]]
         ] = []  # of the places read with it; the last one counts
         self._before: dict[int, torch.Tensor] = {}
+        self._before_flat: tuple[list[int], FlatTensors] | None = None  # places, and the small ones of them end to end
         self._foretold: list[torch.Tensor] = []  # parameters whose updates were foretold, and their places
         self._foretold_places: list[int] = []
         self._foretells = True
@@ -140,7 +142,8 @@ class ParameterProbe:
             keep: Ids of the parameters that an update follows of: they are copied until `after_update`.
             groups: Parameters of which the update can be foretold, as far as they are ordinary: not copied.
         """
-        self._read, self._before, self._foretold, self._foretold_places = True, {}, [], []
+        self._read, self._before, self._before_flat = True, {}, None
+        self._foretold, self._foretold_places = [], []
         groups = groups if groups is not None and self._foretells else ()
         with torch.no_grad():
             plan = self._plan_of(but, groups)
@@ -172,13 +175,22 @@ class ParameterProbe:
         places = [place for place, _ in mine.values()]
         slots = self._buffer.parameters(params)
         self._slots[places, :_UPDATE] = slots
-        left = np.argwhere(slots == NONE).tolist()
-        tensors = [params[at] if kind == _WEIGHT else params[at].grad for at, kind in left]
-        self._reduce_all([(places[at], kind) for at, kind in left], tensors)
         self._got_grad[places] |= slots[:, _GRAD] != MISSING
-        for place, param in zip(places, params, strict=True):
-            if id(param) in keep:
-                self._before[place] = param.detach().clone()
+        weights, grads = (np.flatnonzero(slots[:, kind] == NONE).tolist() for kind in (_WEIGHT, _GRAD))
+        kept = [at for at, param in enumerate(params) if id(param) in keep]
+        # Small parameters that no kernel reads are copied end to end: for their norms, and for the update to come.
+        small = [at for at in kept if params[at].numel() <= FEW_ENTRIES] if weights else []
+        flat = self._buffer.lay_flat([params[at] for at in small])
+        if flat is not None:
+            self._before_flat = [places[at] for at in small], flat
+            self._slots[self._before_flat[0], _WEIGHT] = self._buffer.flat_norms(flat)
+            kept, weights = _without(kept, small), _without(weights, small)
+        for at in kept:
+            self._before[places[at]] = params[at].detach().clone()
+        self._reduce_all(
+            [*((places[at], _WEIGHT) for at in weights), *((places[at], _GRAD) for at in grads)],
+            [*(params[at] for at in weights), *(params[at].grad for at in grads)],
+        )
 
     def _foretell(self, group: SgdGroup, part: _Part) -> _Parameters:
         """Read what is ordinary of a group, its coming updates included; return the others."""
@@ -200,13 +212,11 @@ class ParameterProbe:
 
     def _reduce_all(self, where: Sequence[tuple[int, int]], xs: Sequence[torch.Tensor | None]) -> None:
         """Reduce tensors for these places and kinds: ordinary ones together."""
-        plain = [at for at, x in enumerate(xs) if x is not None and has_memory(x) and can_reduce(x)]
-        slots = dict(zip(plain, self._buffer.norms([cast(torch.Tensor, xs[at]) for at in plain]), strict=True))
-        for at, (place, kind) in enumerate(where):
-            if at in slots:
-                self._slots[place, kind] = slots[at]
+        for (place, kind), slot, x in zip(where, self._buffer.norms(xs), xs, strict=True):
+            if slot == NONE:
+                self._reduce(place, kind, x)
             else:
-                self._reduce(place, kind, xs[at])
+                self._slots[place, kind] = slot
 
     def _reduce(self, place: int, kind: int, x: torch.Tensor | None) -> None:
         self._slots[place, kind] = NONE
@@ -228,10 +238,11 @@ class ParameterProbe:
             self._slots[self._foretold_places, _UPDATE] = NONE
             self._foretells = False
         self._foretold, self._foretold_places = [], []
-        if not self._before:
+        if not self._before and self._before_flat is None:
             return
         with torch.no_grad():
             now = self._now()
+            self._compare_flat(now)
             changes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
             for place, old in self._before.items():
                 new = now[place]
@@ -251,6 +262,15 @@ class ParameterProbe:
                 self._reduce_all([(place, _UPDATE) for place in changes], olds)
         self._before = {}
 
+    def _compare_flat(self, now: Sequence[torch.Tensor | None]) -> None:
+        """Reduce what was added to small parameters; one whose update cannot be told has none."""
+        if self._before_flat is None:
+            return
+        (places, old), self._before_flat = self._before_flat, None
+        new = self._buffer.lay_flat([x for x in map(now.__getitem__, places) if x is not None])
+        if new is not None and new.subtract(old):
+            self._slots[places, _UPDATE] = self._buffer.flat_norms(new)
+
     def let_go(self) -> None:
         """Keep no module and no parameter: nothing is read any more."""
         self._owners, self._plan = [], None
@@ -258,7 +278,7 @@ class ParameterProbe:
     def discard(self) -> None:
         """Forget the open step."""
         self._slots[:], self._scales, self._read = NONE, [], False
-        self._before, self._foretold, self._foretold_places = {}, [], []
+        self._before, self._before_flat, self._foretold, self._foretold_places = {}, None, [], []
         if self._sharded is not None:
             self._sharded.discard()
 
@@ -328,6 +348,11 @@ class ParameterProbe:
     def frame(self) -> Any:
         """Return `trace.params` so far."""
         return self._log.frame()
+
+
+def _without(some: list[int], others: Collection[int]) -> list[int]:
+    left = set(others)
+    return [at for at in some if at not in left]
 
 
 def _entries(x: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from gradlab.probes import native
+from gradlab.probes.flat import FEW_ENTRIES
 from gradlab.probes.reduce import ROW, has_memory, is_dense, wide_dtype
 
 __all__ = ["MISSING", "NONE", "DeviceRows", "HostRows", "PlainRows"]
@@ -56,19 +57,17 @@ class PlainRows:
     def place(self, base: int, capacity: int) -> None:
         """Take where rows lie: asked for each time here."""
 
-    def _take(self) -> int:
-        self.slots += 1
-        return self._address(self.slots - 1)
-
     def reduce(self, x: torch.Tensor, how: int) -> int:
         """Reduce a tensor: 0 for all statistics, 1 without moments, 2 for its norm."""
         if self._kernel is None or not _is_plain(x):
             return -1
+        slot = self.slots
+        self.slots = slot + 1
         if how == 2:
-            self._kernel.norm_at(x.data_ptr(), None, x.numel(), self._take())
+            self._kernel.norm_at(x.data_ptr(), None, x.numel(), self._address(slot))
         else:
-            self._kernel.row_at(x.data_ptr(), x.numel(), how == 0, self._take())
-        return self.slots - 1
+            self._kernel.row_at(x.data_ptr(), x.numel(), how == 0, self._address(slot))
+        return slot
 
     def reduce_shared(self, _: torch.Tensor) -> int:
         return -1
@@ -77,11 +76,14 @@ class PlainRows:
         return -1
 
     def parameters(self, params: list[torch.Tensor]) -> bytes:
+        # Small ones are not for the kernel: many at once cost less than a call from Python for each.
         slots = [
-            (self.reduce(param, 2), MISSING if (grad := param.grad) is None else self.reduce(grad, 2))
-            for param in params
+            (self._large(param), MISSING if (grad := param.grad) is None else self._large(grad)) for param in params
         ]
         return np.array(slots, dtype=np.int64).tobytes()
+
+    def _large(self, x: torch.Tensor) -> int:
+        return -1 if self._kernel is None or x.numel() <= FEW_ENTRIES else self.reduce(x, 2)
 
     def sgd(self, *_: object) -> None:
         return None
@@ -90,7 +92,8 @@ class PlainRows:
         alike = self._kernel is not None and _is_plain(new) and _is_plain(old)
         if self._kernel is None or not (alike and new.is_contiguous() and old.is_contiguous()):
             return -1
-        self._kernel.norm_at(new.data_ptr(), old.data_ptr(), new.numel(), self._take())
+        self.slots += 1
+        self._kernel.norm_at(new.data_ptr(), old.data_ptr(), new.numel(), self._address(self.slots - 1))
         return self.slots - 1
 
     def batchnorm(self, *_: object) -> int:
