@@ -131,9 +131,11 @@ class StepBuffer:
     def flat_norms(self, xs: FlatTensors) -> npt.NDArray[np.int64]:
         """Reduce tensors that lie end to end, as far as norms need, and return their slots."""
         with self._lock:
-            rows = xs.rows()
-            slots = np.arange(len(rows)) + self._take(len(rows))
-            self._host.put_rows(slots.tolist(), rows)
+            places = xs.plan.places
+            first = self._take(len(places))
+            self._host.address(first + len(places))
+            xs.norms(self._host.array[first : first + len(places)])
+            slots: npt.NDArray[np.int64] = places + first
         return slots
 
     def norms(self, xs: Sequence[torch.Tensor | None]) -> list[int]:

@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gradlab.probes.pool import NORM, host_rows, norm_rows
-from gradlab.probes.reduce import PLAIN
+from gradlab.probes.reduce import PLAIN, ROW, SAFE_SQUARES, cpu_row
 
 __all__ = ["FEW_ENTRIES", "FlatPlans", "FlatTensors"]
 
 #: Entries of a tensor beyond which an operation of its own costs little.
-FEW_ENTRIES: Final = 1 << 16
+FEW_ENTRIES: Final = 1 << 14
 _DTYPES = (torch.float32, torch.float64)
+_NORM_ROW = [1.0, np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, 0.0]
+_SQUARES = ROW.index("squares")
 _KEPT = 16  # plans
 _dtype, _layout, _is_cpu = attrgetter("dtype"), attrgetter("layout"), attrgetter("is_cpu")
 
@@ -27,36 +28,38 @@ _dtype, _layout, _is_cpu = attrgetter("dtype"), attrgetter("layout"), attrgetter
 class _Plan:
     """Where tensors with these numbers of entries lie: in the order of their numbers."""
 
-    __slots__ = ("_order", "_places", "_scratch", "_sums", "_views")
+    __slots__ = ("_order", "_scratch", "_sums_there", "_views", "places")
 
     def __init__(self, sizes: Sequence[int], dtype: torch.dtype) -> None:
         self._order = sorted(range(len(sizes)), key=sizes.__getitem__)
-        self._places = np.argsort(self._order)
+        self.places = np.argsort(self._order)
         self._scratch = torch.empty(sum(sizes), dtype=dtype, device="cpu")
-        self._sums = torch.empty(len(sizes), dtype=dtype, device="cpu")
+        sums = torch.empty(len(sizes), dtype=dtype, device="cpu")
+        self._sums_there = sums.numpy()
         self._views: list[tuple[torch.Tensor, torch.Tensor]] = []  # of squares, and where their sums go
         start = first = 0
         for n, group in groupby(sorted(sizes)):
             count = len(list(group))
             end, last = start + count * n, first + count
-            self._views.append((self._scratch[start:end].view(count, n), self._sums[first:last]))
+            self._views.append((self._scratch[start:end].view(count, n), sums[first:last]))
             start, first = end, last
 
     def lay(self, xs: Sequence[torch.Tensor]) -> torch.Tensor:
         flat: torch.Tensor = torch._C._nn.flatten_dense_tensors([xs[at] for at in self._order])
         return flat
 
-    def rows(self, flat: torch.Tensor) -> npt.NDArray[np.float64]:
+    def norms(self, flat: torch.Tensor, rows: npt.NDArray[np.float64]) -> None:
+        """Fill rows, in the order of their numbers of entries, as far as norms need."""
         torch.mul(flat, flat, out=self._scratch)
         for squares, sums in self._views:
             torch.sum(squares, 1, out=sums)
-        rows, unsafe = norm_rows(self._sums)
-        if unsafe.any():
+        rows[:] = _NORM_ROW
+        rows[:, _SQUARES] = self._sums_there
+        safe = (self._sums_there >= SAFE_SQUARES[flat.dtype]) & (self._sums_there < np.inf)
+        if not safe.all():
             parts = flat.split([n for squares, _ in self._views for n in [squares.shape[1]] * len(squares)])
-            for at in np.flatnonzero(unsafe).tolist():
-                rows[at] = host_rows(parts[at].unsqueeze(0), NORM)[0]
-        ordered: npt.NDArray[np.float64] = rows[self._places]
-        return ordered
+            for at in np.flatnonzero(~safe).tolist():
+                rows[at] = cpu_row(parts[at], norm_only=True)
 
 
 class FlatTensors(NamedTuple):
@@ -65,9 +68,9 @@ class FlatTensors(NamedTuple):
     plan: _Plan
     entries: torch.Tensor
 
-    def rows(self) -> npt.NDArray[np.float64]:
-        """Return a row for each tensor, in the order they were given, filled as far as norms need."""
-        return self.plan.rows(self.entries)
+    def norms(self, rows: npt.NDArray[np.float64]) -> None:
+        """Fill as many rows as far as norms need; `plan.places` tells which is whose."""
+        self.plan.norms(self.entries, rows)
 
     def subtract(self, others: FlatTensors) -> bool:
         """Take as many others off, in place; return whether they are alike."""

@@ -17,6 +17,7 @@ import torch
 from gradlab.probes.reduce import (
     ROW,
     SAFE_EXPONENTS,
+    SAFE_SQUARES,
     SAFE_VARIANCE,
     device_rows,
     exact_row,
@@ -29,7 +30,7 @@ from gradlab.probes.reduce import (
     wide_dtype,
 )
 
-__all__ = ["ALL", "NORM", "NO_MOMENTS", "DevicePool", "HostPool", "host_rows", "norm_rows"]
+__all__ = ["ALL", "NORM", "NO_MOMENTS", "DevicePool", "HostPool", "host_rows"]
 
 #: How much of a row is filled: all of it, all but sum and spread, or what a norm needs.
 ALL: Final = 0
@@ -39,32 +40,26 @@ _SCALE, _SUM, _SQUARES, _SPREAD, _MIN, _MAX, _ZEROS, _NONFINITE = range(len(ROW)
 
 _MOST_ROWS = 256
 _HOST_ENTRIES = 1 << 15  # of a tensor that is pooled; with more, copying costs as much as it saves
-_HOST_BYTES = 1 << 20  # of a slab, which stays in the second-level cache
+_HOST_BYTES = 1 << 19  # of a slab, which stays in the second-level cache
 _DEVICE_ENTRIES = 1 << 16
 _DEVICE_BYTES = 1 << 23
-# Below, squares lost to underflow could matter to a norm.
-_SAFE_SQUARES = {torch.float32: 1e-25, torch.float64: 1e-290}
+
+_memmove = ctypes.memmove
+_RAW = 5  # least, largest, zeros, sum, sum of squares
 
 _Rows = npt.NDArray[np.float64]
+_Places = npt.NDArray[np.int64]
 _Values = list[torch.Tensor]
 
 
-def host_rows(block: torch.Tensor, how: int = ALL, scratch: torch.Tensor | None = None) -> _Rows:
+def host_rows(block: torch.Tensor, how: int) -> _Rows:
     """Reduce each row of a CPU tensor to a row of `ROW`: shape (k, n), dense, float32 or float64, n > 0.
 
     Args:
         block: The entries; left as they are.
         how: `ALL`, `NO_MOMENTS` or `NORM`; places not asked for are NaN.
-        scratch: Takes intermediate results, shaped like `block`.
     """
-    scratch = torch.empty_like(block) if scratch is None else scratch
-    if how == NORM:
-        rows, unsafe = norm_rows(torch.mul(block, block, out=scratch).sum(1))
-        if unsafe.any():
-            again = host_rows(block[torch.from_numpy(unsafe)], NO_MOMENTS)
-            for place in (_SCALE, _SQUARES, _NONFINITE):
-                rows[unsafe, place] = again[:, place]
-        return rows
+    scratch = torch.empty_like(block)
     rows = np.full((len(block), len(ROW)), np.nan)
     rows[:, _SCALE], rows[:, _NONFINITE] = 1.0, 0.0
     ends = torch.stack([block.amin(1), block.amax(1), torch.eq(block, 0, out=scratch).sum(1)])
@@ -81,14 +76,9 @@ def host_rows(block: torch.Tensor, how: int = ALL, scratch: torch.Tensor | None 
         _add_spread(rows, block, by)
     for at in np.flatnonzero(~np.isfinite(rows[:, _SQUARES])).tolist():
         rows[at] = exact_row(block[at])
+    if how == NORM:
+        rows[:, [_MIN, _MAX, _ZEROS]] = np.nan
     return rows
-
-
-def norm_rows(squares: torch.Tensor) -> tuple[_Rows, npt.NDArray[np.bool_]]:
-    """Return rows with these sums of squares, filled as far as norms need, and which of them left the safe range."""
-    rows = np.full((len(squares), len(ROW)), np.nan)
-    rows[:, _SCALE], rows[:, _SQUARES], rows[:, _NONFINITE] = 1.0, squares.numpy(), 0.0
-    return rows, ~(np.isfinite(rows[:, _SQUARES]) & (rows[:, _SQUARES] >= _SAFE_SQUARES[squares.dtype]))
 
 
 def _powers(top: _Rows, dtype: torch.dtype) -> _Rows:
@@ -118,17 +108,24 @@ def _add_spread(rows: _Rows, block: torch.Tensor, by: _Rows) -> None:
 
 @final
 class _HostSlab:
-    """Copies of CPU tensors with one number of entries and one dtype."""
+    """Copies of CPU tensors with one number of entries and one dtype.
 
-    __slots__ = ("_bytes", "_dtype", "_how", "_scratch", "_slab", "_start", "capacity", "slots", "used")
+    Where squares left the range in the step before (gradients that vanish), the row is multiplied by the power of two
+    that was right then before it is read: tensors come in the same order each step, and a wrong one is found out.
+    """
+
+    __slots__ = ("_bytes", "_raw", "_scratch", "_slab", "_start", "_views", "by", "capacity", "copies", "how", "slots", "used")
 
     def __init__(self, entries: int, dtype: torch.dtype, how: int) -> None:
         kept = narrow_dtype(dtype)
-        self._bytes, self._dtype, self._how = entries * kept.itemsize, dtype, how
+        self._bytes, self.copies, self.how = entries * kept.itemsize, kept is dtype, how
         self.capacity = max(1, min(_MOST_ROWS, _HOST_BYTES // self._bytes))
         self._slab = torch.empty(self.capacity, entries, dtype=kept, device="cpu")
         self._scratch = torch.empty_like(self._slab)
+        self._raw = torch.full((_RAW, self.capacity), float("nan"), dtype=kept, device="cpu")
         self._start = self._slab.data_ptr()
+        self._views: tuple[torch.Tensor, ...] = ()
+        self.by: torch.Tensor | None = None
         self.slots: list[int] = []
         self.used = False
 
@@ -136,18 +133,45 @@ class _HostSlab:
         """Copy a tensor; return whether the slab is full."""
         at = len(self.slots)
         self.slots.append(slot)
-        self.used = True
-        if is_dense(x) and has_memory(x) and self._slab.dtype is self._dtype:
+        if self.copies and has_memory(x) and is_dense(x):
             # A tenth of what an operation of torch takes, and autograd does not see it.
-            ctypes.memmove(self._start + at * self._bytes, x.data_ptr(), self._bytes)
+            _memmove(self._start + at * self._bytes, x.data_ptr(), self._bytes)
         else:
             self._slab[at].copy_(flat_view(x.detach()))
         return at + 1 == self.capacity
 
-    def take(self) -> tuple[list[int], _Rows]:
-        """Reduce what was copied."""
-        slots, self.slots = self.slots, []
-        return slots, host_rows(self._slab[: len(slots)], self._how, self._scratch[: len(slots)])
+    def read(self) -> torch.Tensor:
+        """Return the plain reductions of what was copied, shape (`_RAW`, k): right where squares stay in range."""
+        k = len(self.slots)
+        if not self._views or len(self._views[0]) != k:
+            self._views = (self._slab[:k], self._scratch[:k], self._raw[:, :k], *(raw[:k] for raw in self._raw))
+        block, scratch, raws, low, high, zeros, total, squares = self._views
+        if self.how != NORM:
+            torch.amin(block, 1, out=low)
+            torch.amax(block, 1, out=high)
+            torch.sum(torch.eq(block, 0, out=scratch), 1, out=zeros)
+        x = block if self.by is None else torch.mul(block, self.by[:k], out=scratch)
+        if self.how == ALL:
+            torch.sum(x, 1, out=total)
+        torch.sum(torch.mul(x, x, out=scratch), 1, out=squares)
+        return raws
+
+    def again(self, which: _Places) -> _Rows:
+        """Reduce some of the rows with care, and remember by what the next step should multiply them."""
+        block = self._slab[torch.from_numpy(which)]
+        rows = host_rows(block, self.how)
+        norms = rows[:, _SCALE] * np.sqrt(rows[:, _SQUARES] / block.shape[1])
+        by = torch.from_numpy(_powers(norms, block.dtype)).to(block.dtype)
+        if self.by is None and bool((by != 1).any()):
+            self.by = torch.ones(self.capacity, 1, dtype=block.dtype, device="cpu")
+        if self.by is not None:
+            self.by[torch.from_numpy(which), 0] = by
+        return rows
+
+    def scales(self) -> _Rows:
+        """Return what has to be multiplied with the sums that were read."""
+        k = len(self.slots)
+        return np.ones(k) if self.by is None else 1 / self.by[:k, 0].double().numpy()
 
 
 @final
@@ -171,16 +195,42 @@ class HostPool:
                 return False
             slab = self._slabs[key] = _HostSlab(*key)
         if slab.add(x, slot):
-            self._put(*slab.take())
+            self._reduce([(key, slab)])
         return True
+
+    def _reduce(self, slabs: list[tuple[tuple[int, torch.dtype, int], _HostSlab]]) -> None:
+        """Reduce slabs, all at once as far as the host has to look at numbers."""
+        slots = [slot for _, slab in slabs for slot in slab.slots]
+        counts = [len(slab.slots) for _, slab in slabs]
+        rows = np.full((len(slots), len(ROW)), np.nan)
+        rows[:, _SCALE] = np.concatenate([slab.scales() for _, slab in slabs])
+        raw = np.concatenate([slab.read().numpy() for _, slab in slabs], axis=1, dtype=np.float64)
+        rows[:, _MIN], rows[:, _MAX], rows[:, _ZEROS], total, squares = raw
+        rows[:, _SUM], rows[:, _SQUARES], rows[:, _NONFINITE] = total, squares, 0.0
+        limits = [(n, SAFE_SQUARES[narrow_dtype(dtype)], SAFE_VARIANCE[narrow_dtype(dtype)], how) for (n, dtype, how), _ in slabs]
+        n, least, share, how = np.repeat(np.array(limits), counts, axis=0).T
+        with np.errstate(invalid="ignore", over="ignore"):
+            rows[:, _SPREAD] = spread = squares - total * total / n
+            good = (squares >= least) & (squares < np.inf) & ((how != ALL) | (spread > share * squares))
+        good |= (rows[:, _MIN] == 0) & (rows[:, _MAX] == 0)
+        if not good.all():
+            end = 0
+            for (_, slab), count in zip(slabs, counts, strict=True):
+                start, end = end, end + count
+                bad = np.flatnonzero(~good[start:end])
+                if len(bad):
+                    rows[start + bad] = slab.again(bad)
+        self._put(slots, rows)
+        for _, slab in slabs:
+            slab.slots, slab.used = [], True
 
     def drain(self) -> None:
         """Hand over all that is left, and let go of memory that this step did not use."""
-        for key, slab in list(self._slabs.items()):
-            if slab.slots:
-                self._put(*slab.take())
-            if not slab.used:
-                del self._slabs[key]
+        left = [item for item in self._slabs.items() if item[1].slots]
+        if left:
+            self._reduce(left)
+        self._slabs = {key: slab for key, slab in self._slabs.items() if slab.used}
+        for slab in self._slabs.values():
             slab.used = False
 
     def discard(self) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "PLAIN",
     "ROW",
     "SAFE_EXPONENTS",
+    "SAFE_SQUARES",
     "SAFE_VARIANCE",
     "can_reduce",
     "cpu_row",
@@ -59,8 +60,8 @@ _EMPTY = (1.0, 0.0, 0.0, 0.0, math.nan, math.nan, 0.0, 0.0)
 _BLOCK = 1 << 16  # entries a slow-path block: its float64 copy stays in the second-level cache
 _FEW = 1 << 13
 _FAST_BLOCK = 1 << 17  # entries a fast-path block: it stays in the cache, and float32 sums of it keep their digits
-# Below, squares lost to underflow (each at most 1.4e-45) could matter among up to 1e14 entries.
-_SAFE_SQUARES = {torch.float32: 1e-25, torch.float64: 1e-290}
+#: Below, squares lost to underflow (each at most 1.4e-45) could matter among up to 1e14 entries.
+SAFE_SQUARES: Final = {torch.float32: 1e-25, torch.float64: 1e-290}
 #: A variance that is a smaller share of the mean square than this has lost digits to cancellation.
 SAFE_VARIANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-10}
 #: Exponents of the largest entry between which no square that counts leaves the range, and the largest of a scale.
@@ -158,7 +159,7 @@ def _norm_row(flat: torch.Tensor) -> tuple[float, ...]:
     """Reduce as far as a norm needs: one read where all squares are in range."""
     squares = sum(torch.dot(block, block).item() for block in _blocks(flat))
     scale, nonfinite = 1.0, 0.0
-    if not (math.isfinite(squares) and squares >= _SAFE_SQUARES[narrow_dtype(flat.dtype)]):
+    if not (math.isfinite(squares) and squares >= SAFE_SQUARES[narrow_dtype(flat.dtype)]):
         scale, _, squares, *_, nonfinite = _row(flat, moments=False)
     return (scale, math.nan, squares, math.nan, math.nan, math.nan, math.nan, nonfinite)
 
