@@ -70,7 +70,7 @@ class StepBuffer:
 
     def output_hook(self, *args: Any) -> Any:
         """Return an OutputHook for such outputs."""
-        return (self._fast.OutputHook if self._fast else OutputHook)(*args)
+        return self._fast.OutputHook(*args) if self._fast else OutputHook(*args, self._pool.follow)
 
     @property
     def span(self) -> int:

@@ -61,22 +61,25 @@ class Outputs:
         self._entries.append([label, place, size, slot, -1, 0])
         return len(self._entries) - 1
 
-    def record(self, label: int, place: int, x: torch.Tensor) -> None:
-        """Reduce an output now, and its gradient when it comes."""
-        index = self.add(label, place, x.numel(), self._reduce(x))
-        if not x.requires_grad:
-            return
-        node = x.grad_fn
-        if node is None:
-            self.leaf(index, x)
-            return
-        # What register_hook does, without a handle: the hook goes with the graph.
-        hooks: Any = x._backward_hooks
-        if hooks is None:
-            hooks = x._backward_hooks = OrderedDict()
-            node._register_hook_dict(x)
-        hook = self.gradient_hook(index)
-        hooks[hook] = hook
+    def record(self, label: int, place: int, x: torch.Tensor) -> int:
+        """Reduce an output now, and its gradient when it comes; return the slot of the output."""
+        slot = self._reduce(x)
+        entries = self._entries
+        index = len(entries)
+        entries.append([label, place, x.numel(), slot, -1, 0])
+        if x.requires_grad:
+            node = x.grad_fn
+            if node is None:
+                self.leaf(index, x)
+                return slot
+            # What register_hook does, without a handle: the hook goes with the graph.
+            hooks: Any = x._backward_hooks
+            if hooks is None:
+                hooks = x._backward_hooks = OrderedDict()
+                node._register_hook_dict(x)
+            hook = self.gradient_hook(index)
+            hooks[hook] = hook
+        return slot
 
     def gradient_hook(self, index: int) -> Callable[[torch.Tensor], None]:
         """Return a tensor hook for the gradient of an output."""
@@ -115,33 +118,40 @@ class Outputs:
 class _Unit:
     """The largest entry so far of each channel of a rectifier's output."""
 
-    __slots__ = ("_at", "_channels", "_inner", "_kernel", "_seen", "_settled", "_skip", "_top", "_trailing")
+    __slots__ = ("_at", "_kernel", "_seen", "_settled", "_skip", "_trailing", "channels", "inner", "top")
 
     def __init__(
         self, top: torch.Tensor, address: int, channels: int, inner: int, trailing: tuple[int, ...]
     ) -> None:
-        self._top, self._at, self._channels, self._inner, self._trailing = top, address, channels, inner, trailing
+        self.top, self._at, self.channels, self.inner, self._trailing = top, address, channels, inner, trailing
         self._kernel, self._settled = native.kernel(), False
         self._seen = self._skip = 0  # calls until it is asked whether every unit was active: asking takes long itself
 
-    def see(self, output: Any) -> bool:
-        """Take an output; return whether it is one that can be followed here."""
+    def see(self, output: Any, slot: int, pooled: Callable[[int, _Unit], bool]) -> bool:
+        """Take an output that was reduced into a slot; return whether it is one that can be followed here."""
         if type(output) is not torch.Tensor or output.shape[1:] != self._trailing:
             return False
         if self._settled:
             return True
         if output.dtype is not torch.float32 or not (output.is_cpu and is_dense(output) and can_reduce(output)):
             return False
+        ordered = output.is_contiguous()
         if self._kernel is None:
-            torch.maximum(self._top, channel_max(output.detach()), out=self._top)
+            if not (ordered and pooled(slot, self)):
+                torch.maximum(self.top, channel_max(output.detach()), out=self.top)
+                self.settle()
         elif n := output.numel():
-            inner = self._inner if output.is_contiguous() else 1
-            self._kernel.channel_max(output.data_ptr(), n // (self._channels * inner), self._channels, inner, self._at)
-        self._skip -= 1
-        if self._skip < 0:  # after every twice as many calls
-            self._settled = bool((self._top > 0).all())  # nothing more to learn; not so where NaN hides what a unit does
-            self._seen = self._skip = 2 * self._seen + 1
+            inner = self.inner if ordered else 1
+            self._kernel.channel_max(output.data_ptr(), n // (self.channels * inner), self.channels, inner, self._at)
+            self.settle()
         return True
+
+    def settle(self) -> None:
+        """Ask now and then, after every twice as many calls, whether there is anything left to learn."""
+        self._skip -= 1
+        if self._skip < 0:
+            self._settled = bool((self.top > 0).all())  # not so where NaN hides what a unit does
+            self._seen = self._skip = 2 * self._seen + 1
 
 
 def channel_max(output: torch.Tensor) -> torch.Tensor:
@@ -164,12 +174,19 @@ class OutputHook:
         layer: The module's dotted path.
         record: Takes (this hook, place, module, output) of a call that is recorded.
         units: Takes (this hook, the call's number in this pass, module, output); None where units are not followed.
+        pooled: Takes the slot of an output and who wants its channels' largest entries; False where it tells none.
     """
 
     def __init__(
-        self, outputs: Outputs, layer: str, record: Callable[..., None], units: Callable[..., None] | None
+        self,
+        outputs: Outputs,
+        layer: str,
+        record: Callable[..., None],
+        units: Callable[..., None] | None,
+        pooled: Callable[[int, _Unit], bool],
     ) -> None:
         self._outputs, self._layer, self._record, self._units = outputs, layer, record, units
+        self._pooled = pooled
         self._pass, self._calls = -1, 0
         self._kind: type | None = None  # the class of module that the label is for
         self._label = -1
@@ -181,15 +198,16 @@ class OutputHook:
         if place is None:
             return
         if type(module) is self._kind and type(output) is torch.Tensor and can_reduce(output):
-            outputs.record(self._label, place, output)
+            slot = outputs.record(self._label, place, output)
         else:
+            slot = -1
             self._record(self, place, module, output)
         if self._units is not None:
             self._calls = self._calls + 1 if self._pass == outputs.passes else 1
             self._pass = outputs.passes
             call = min(self._calls - 1, OWN_CALLS)
             followed = self._followed.get(call)
-            if followed is None or not followed.see(output):
+            if followed is None or not followed.see(output, slot, self._pooled):
                 self._units(self, call, module, output)
 
     def know(self, kind: type, label: int) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from gradlab.probes.reduce import (
+    PLAIN,
     ROW,
     SAFE_EXPONENTS,
     SAFE_SQUARES,
@@ -22,7 +23,6 @@ from gradlab.probes.reduce import (
     device_rows,
     exact_row,
     flat_view,
-    has_memory,
     is_dense,
     narrow_dtype,
     range_holds_squares,
@@ -30,7 +30,7 @@ from gradlab.probes.reduce import (
     wide_dtype,
 )
 
-__all__ = ["ALL", "NORM", "NO_MOMENTS", "DevicePool", "HostPool", "host_rows"]
+__all__ = ["ALL", "NORM", "NO_MOMENTS", "DevicePool", "HostPool", "Unit", "host_rows"]
 
 #: How much of a row is filled: all of it, all but sum and spread, or what a norm needs.
 ALL: Final = 0
@@ -50,6 +50,17 @@ _RAW = 5  # least, largest, zeros, sum, sum of squares
 _Rows = npt.NDArray[np.float64]
 _Places = npt.NDArray[np.int64]
 _Values = list[torch.Tensor]
+
+
+class Unit(Protocol):
+    """Keeps the largest entry so far of each channel."""
+
+    top: torch.Tensor
+    channels: int
+    inner: int  # entries in a row that belong to one channel
+
+    def settle(self) -> None:
+        """Told after `top` was updated."""
 
 
 def host_rows(block: torch.Tensor, how: int) -> _Rows:
@@ -114,37 +125,29 @@ class _HostSlab:
     that was right then before it is read: tensors come in the same order each step, and a wrong one is found out.
     """
 
-    __slots__ = ("_bytes", "_raw", "_scratch", "_slab", "_start", "_views", "by", "capacity", "copies", "how", "slots", "used")
+    __slots__ = (
+        "_raw", "_scratch", "_views", "by", "bytes", "capacity", "copies", "how", "slab", "slots", "start", "units", "used",
+    )  # fmt: skip
 
     def __init__(self, entries: int, dtype: torch.dtype, how: int) -> None:
         kept = narrow_dtype(dtype)
-        self._bytes, self.copies, self.how = entries * kept.itemsize, kept is dtype, how
-        self.capacity = max(1, min(_MOST_ROWS, _HOST_BYTES // self._bytes))
-        self._slab = torch.empty(self.capacity, entries, dtype=kept, device="cpu")
-        self._scratch = torch.empty_like(self._slab)
+        self.bytes, self.copies, self.how = entries * kept.itemsize, kept is dtype, how
+        self.capacity = max(1, min(_MOST_ROWS, _HOST_BYTES // self.bytes))
+        self.slab = torch.empty(self.capacity, entries, dtype=kept, device="cpu")
+        self._scratch = torch.empty_like(self.slab)
         self._raw = torch.full((_RAW, self.capacity), float("nan"), dtype=kept, device="cpu")
-        self._start = self._slab.data_ptr()
+        self.start = self.slab.data_ptr()
         self._views: tuple[torch.Tensor, ...] = ()
         self.by: torch.Tensor | None = None
         self.slots: list[int] = []
+        self.units: list[tuple[int, Unit]] = []  # places of rectifiers' outputs, and who keeps their largest entries
         self.used = False
-
-    def add(self, x: torch.Tensor, slot: int) -> bool:
-        """Copy a tensor; return whether the slab is full."""
-        at = len(self.slots)
-        self.slots.append(slot)
-        if self.copies and has_memory(x) and is_dense(x):
-            # A tenth of what an operation of torch takes, and autograd does not see it.
-            _memmove(self._start + at * self._bytes, x.data_ptr(), self._bytes)
-        else:
-            self._slab[at].copy_(flat_view(x.detach()))
-        return at + 1 == self.capacity
 
     def read(self) -> torch.Tensor:
         """Return the plain reductions of what was copied, shape (`_RAW`, k): right where squares stay in range."""
         k = len(self.slots)
         if not self._views or len(self._views[0]) != k:
-            self._views = (self._slab[:k], self._scratch[:k], self._raw[:, :k], *(raw[:k] for raw in self._raw))
+            self._views = (self.slab[:k], self._scratch[:k], self._raw[:, :k], *(raw[:k] for raw in self._raw))
         block, scratch, raws, low, high, zeros, total, squares = self._views
         if self.how != NORM:
             torch.amin(block, 1, out=low)
@@ -156,9 +159,22 @@ class _HostSlab:
         torch.sum(torch.mul(x, x, out=scratch), 1, out=squares)
         return raws
 
+    def tell_units(self) -> None:
+        """Tell the units that follow what was copied the largest entry of each of their channels."""
+        alike: dict[tuple[int, int], list[tuple[int, Unit]]] = {}
+        for at, unit in self.units:
+            alike.setdefault((unit.channels, unit.inner), []).append((at, unit))
+        self.units = []
+        for (channels, inner), some in alike.items():
+            block = self.slab[: len(self.slots)].view(len(self.slots), -1, channels, inner)
+            most = (block.squeeze(3) if inner == 1 else block.amax(3)).amax(1)
+            torch._foreach_maximum_([unit.top for _, unit in some], [most[at] for at, _ in some])
+            for _, unit in some:
+                unit.settle()
+
     def again(self, which: _Places) -> _Rows:
         """Reduce some of the rows with care, and remember by what the next step should multiply them."""
-        block = self._slab[torch.from_numpy(which)]
+        block = self.slab[torch.from_numpy(which)]
         rows = host_rows(block, self.how)
         norms = rows[:, _SCALE] * np.sqrt(rows[:, _SQUARES] / block.shape[1])
         by = torch.from_numpy(_powers(norms, block.dtype)).to(block.dtype)
@@ -185,6 +201,7 @@ class HostPool:
     def __init__(self, put: Callable[[list[int], _Rows], None]) -> None:
         self._put = put
         self._slabs: dict[tuple[int, torch.dtype, int], _HostSlab] = {}
+        self._last: _HostSlab | None = None
 
     def add(self, x: torch.Tensor, slot: int, how: int) -> bool:
         """Take a real tensor for a slot; False where it is too large, or empty."""
@@ -194,9 +211,26 @@ class HostPool:
             if not 0 < key[0] <= _HOST_ENTRIES:
                 return False
             slab = self._slabs[key] = _HostSlab(*key)
-        if slab.add(x, slot):
+        slots = slab.slots
+        at = len(slots)
+        slots.append(slot)
+        if slab.copies and type(x) in PLAIN and is_dense(x):
+            # A fraction of what an operation of torch takes, and autograd does not see it.
+            _memmove(slab.start + at * slab.bytes, x.data_ptr(), slab.bytes)
+        else:
+            slab.slab[at].copy_(flat_view(x.detach()))
+        if at + 1 == slab.capacity:
             self._reduce([(key, slab)])
+        self._last = slab
         return True
+
+    def follow(self, slot: int, unit: Unit) -> bool:
+        """Have a unit told the largest entries of the tensor taken last, if that is in this slot and still a copy."""
+        slab = self._last
+        there = slab is not None and bool(slab.slots) and slab.slots[-1] == slot and slab.copies
+        if there and slab is not None:
+            slab.units.append((len(slab.slots) - 1, unit))
+        return there
 
     def _reduce(self, slabs: list[tuple[tuple[int, torch.dtype, int], _HostSlab]]) -> None:
         """Reduce slabs, all at once as far as the host has to look at numbers."""
@@ -222,6 +256,8 @@ class HostPool:
                     rows[start + bad] = slab.again(bad)
         self._put(slots, rows)
         for _, slab in slabs:
+            if slab.units:
+                slab.tell_units()
             slab.slots, slab.used = [], True
 
     def drain(self) -> None:
@@ -236,6 +272,7 @@ class HostPool:
     def discard(self) -> None:
         """Forget what was taken."""
         self._slabs.clear()
+        self._last = None
 
 
 @final
