@@ -25,7 +25,6 @@ __all__ = ["Rows", "StepBuffer"]
 Rows = npt.NDArray[np.float64]
 
 
-
 def _same_entries(x: torch.Tensor, of: torch.Tensor) -> bool:
     return x is of or (x.numel() == of.numel() and x.dtype is of.dtype and is_dense(x) and is_dense(of))
 
@@ -66,11 +65,20 @@ class StepBuffer:
         """Return the Outputs that write into this buffer; the arguments are those after `rows`, the gate first."""
         if self._fast:
             return self._fast.Outputs(args[0], self.rows, *args[1:])
-        return Outputs(args[0], self.rows, *args[1:], reduce=self.reduce_shared)
+        gate, slow_gradient, repeated, leaf = args
+        return Outputs(gate, self.rows, slow_gradient, repeated, leaf, self.reduce_shared)
 
     def output_hook(self, *args: Any) -> Any:
         """Return an OutputHook for such outputs."""
-        return self._fast.OutputHook(*args) if self._fast else OutputHook(*args, self._pool.follow)
+        if self._fast:
+            return self._fast.OutputHook(*args)
+        outputs, layer, record, units = args
+        return OutputHook(outputs, layer, record, units, self._pool.follow)
+
+    @property
+    def foretells(self) -> bool:
+        """Whether `sgd` can tell updates before they are made."""
+        return self._fast is not None
 
     @property
     def span(self) -> int:
@@ -124,7 +132,7 @@ class StepBuffer:
             read = self.rows.sgd(params, buffers, *numbers)
         return None if read is None else np.frombuffer(read, dtype=np.int64).reshape(-1, 3)
 
-    def lay_flat(self, xs: Sequence[torch.Tensor]) -> FlatTensors | None:
+    def lay_flat(self, xs: Sequence[torch.Tensor | None]) -> FlatTensors | None:
         """Copy many small CPU tensors end to end; None where they are not alike. Called without autograd."""
         return self._plans.lay(xs)
 
@@ -149,7 +157,7 @@ class StepBuffer:
             if x is not None and has_memory(x) and x.is_cpu and 0 < x.numel() <= FEW_ENTRIES:
                 alike.setdefault(x.dtype, []).append(at)
         for some in alike.values():
-            flat = self.lay_flat([x for x in map(xs.__getitem__, some) if x is not None])
+            flat = self.lay_flat([xs[at] for at in some])
             if flat is not None:
                 for at, slot in zip(some, self.flat_norms(flat).tolist(), strict=True):
                     slots[at] = slot

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Final, NamedTuple, final
+from typing import Final, NamedTuple, TypeGuard, final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,17 +28,17 @@ _dtype, _layout, _is_cpu = attrgetter("dtype"), attrgetter("layout"), attrgetter
 class _Plan:
     """Where tensors with these numbers of entries lie: in the order of their numbers."""
 
-    __slots__ = ("_order", "_scratch", "_sums_there", "_views", "places")
+    __slots__ = ("_order", "_scratch", "_sums_there", "_views", "places", "sizes")
 
     def __init__(self, sizes: Sequence[int], dtype: torch.dtype) -> None:
         self._order = sorted(range(len(sizes)), key=sizes.__getitem__)
-        self.places = np.argsort(self._order)
+        self.places, self.sizes = np.argsort(self._order), sorted(sizes)
         self._scratch = torch.empty(sum(sizes), dtype=dtype, device="cpu")
         sums = torch.empty(len(sizes), dtype=dtype, device="cpu")
         self._sums_there = sums.numpy()
         self._views: list[tuple[torch.Tensor, torch.Tensor]] = []  # of squares, and where their sums go
         start = first = 0
-        for n, group in groupby(sorted(sizes)):
+        for n, group in groupby(self.sizes):
             count = len(list(group))
             end, last = start + count * n, first + count
             self._views.append((self._scratch[start:end].view(count, n), sums[first:last]))
@@ -57,7 +57,7 @@ class _Plan:
         rows[:, _SQUARES] = self._sums_there
         safe = (self._sums_there >= SAFE_SQUARES[flat.dtype]) & (self._sums_there < np.inf)
         if not safe.all():
-            parts = flat.split([n for squares, _ in self._views for n in [squares.shape[1]] * len(squares)])
+            parts = flat.split(self.sizes)
             for at in np.flatnonzero(~safe).tolist():
                 rows[at] = cpu_row(parts[at], norm_only=True)
 
@@ -79,6 +79,15 @@ class FlatTensors(NamedTuple):
             self.entries.sub_(others.entries)
         return alike
 
+    def parts(self) -> list[torch.Tensor]:
+        """Return the entries of each tensor, in the order they were given."""
+        parts = self.entries.split(self.plan.sizes)
+        return [parts[place] for place in self.plan.places.tolist()]
+
+
+def _all_plain(xs: Sequence[torch.Tensor | None]) -> TypeGuard[Sequence[torch.Tensor]]:
+    return PLAIN.issuperset(map(type, xs))
+
 
 @final
 class FlatPlans:
@@ -87,17 +96,22 @@ class FlatPlans:
     def __init__(self) -> None:
         self._plans: dict[tuple[object, ...], _Plan] = {}
 
-    def lay(self, xs: Sequence[torch.Tensor]) -> FlatTensors | None:
+    def lay(self, xs: Sequence[torch.Tensor | None]) -> FlatTensors | None:
         """Copy tensors; None unless they are plain CPU ones of one dtype with at most `FEW_ENTRIES` each.
 
         Called without autograd.
         """
-        if not xs or not (PLAIN.issuperset(map(type, xs)) and all(map(_is_cpu, xs))):
+        if not xs or not _all_plain(xs) or not all(map(_is_cpu, xs)):
             return None
         dtypes, layouts = set(map(_dtype, xs)), set(map(_layout, xs))
         sizes = [x.numel() for x in xs]
         dtype = dtypes.pop()
-        if dtypes or dtype not in _DTYPES or layouts != {torch.strided} or not 0 < min(sizes) <= max(sizes) <= FEW_ENTRIES:
+        if (
+            dtypes
+            or dtype not in _DTYPES
+            or layouts != {torch.strided}
+            or not 0 < min(sizes) <= max(sizes) <= FEW_ENTRIES
+        ):
             return None
         key = dtype, *sizes
         plan = self._plans.get(key)

@@ -54,7 +54,7 @@ class Kernel:
         self.norm_at = library.gradlab_norm
         self.norm_at.argtypes, self.norm_at.restype = (pointer, pointer, length, pointer), None
 
-        #: (address of the entries, outer blocks, channels, inner entries, address of the largest so far of each channel)
+        #: (address of the entries, outer blocks, channels, inner entries, address of each channel's largest so far)
         self.channel_max = library.gradlab_channel_max
         self.channel_max.argtypes, self.channel_max.restype = (pointer, length, length, length, pointer), None
 

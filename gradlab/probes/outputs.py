@@ -120,9 +120,7 @@ class _Unit:
 
     __slots__ = ("_at", "_kernel", "_seen", "_settled", "_skip", "_trailing", "channels", "inner", "top")
 
-    def __init__(
-        self, top: torch.Tensor, address: int, channels: int, inner: int, trailing: tuple[int, ...]
-    ) -> None:
+    def __init__(self, top: torch.Tensor, address: int, channels: int, inner: int, trailing: tuple[int, ...]) -> None:
         self.top, self._at, self.channels, self.inner, self._trailing = top, address, channels, inner, trailing
         self._kernel, self._settled = native.kernel(), False
         self._seen = self._skip = 0  # calls until it is asked whether every unit was active: asking takes long itself

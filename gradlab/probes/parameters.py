@@ -111,10 +111,12 @@ class ParameterProbe:
             tuple[ReadScale, Sequence[int] | npt.NDArray[np.int64]]
         ] = []  # of the places read with it; the last one counts
         self._before: dict[int, torch.Tensor] = {}
-        self._before_flat: tuple[list[int], FlatTensors] | None = None  # places, and the small ones of them end to end
+        self._before_flat: tuple[npt.NDArray[np.int64], FlatTensors] | None = (
+            None  # places, and the small ones of them end to end
+        )
         self._foretold: list[torch.Tensor] = []  # parameters whose updates were foretold, and their places
         self._foretold_places: list[int] = []
-        self._foretells = True
+        self._foretells = buffer.foretells
         self._plan: _Plan | None = None
         self._read = False
 
@@ -149,9 +151,9 @@ class ParameterProbe:
             plan = self._plan_of(but, groups)
             self._scales.append((scale, plan.places))
             self._slots[plan.places] = NONE
-            rest = dict(plan.rest)
+            rest = plan.rest
             for group, part in zip(groups, plan.groups, strict=True):
-                rest.update(self._foretell(group, part))
+                rest = rest | self._foretell(group, part)
             if rest:
                 self._measure(rest, keep)
 
@@ -172,25 +174,26 @@ class ParameterProbe:
     def _measure(self, mine: _Parameters, keep: Collection[int]) -> None:
         """Read parameters and gradients, and copy the parameters that are updated."""
         params = [param for _, param in mine.values()]
-        places = [place for place, _ in mine.values()]
+        places = np.array([place for place, _ in mine.values()])
         slots = self._buffer.parameters(params)
         self._slots[places, :_UPDATE] = slots
         self._got_grad[places] |= slots[:, _GRAD] != MISSING
         weights, grads = (np.flatnonzero(slots[:, kind] == NONE).tolist() for kind in (_WEIGHT, _GRAD))
-        kept = [at for at, param in enumerate(params) if id(param) in keep]
         # Small parameters that no kernel reads are copied end to end: for their norms, and for the update to come.
+        kept = [at for at, param in enumerate(params) if id(param) in keep]
         small = [at for at in kept if params[at].numel() <= FEW_ENTRIES] if weights else []
         flat = self._buffer.lay_flat([params[at] for at in small])
         if flat is not None:
-            self._before_flat = [places[at] for at in small], flat
-            self._slots[self._before_flat[0], _WEIGHT] = self._buffer.flat_norms(flat)
+            self._before_flat = places[small], flat
+            self._slots[places[small], _WEIGHT] = self._buffer.flat_norms(flat)
             kept, weights = _without(kept, small), _without(weights, small)
         for at in kept:
-            self._before[places[at]] = params[at].detach().clone()
-        self._reduce_all(
-            [*((places[at], _WEIGHT) for at in weights), *((places[at], _GRAD) for at in grads)],
-            [*(params[at] for at in weights), *(params[at].grad for at in grads)],
-        )
+            self._before[int(places[at])] = params[at].detach().clone()
+        for kind, those, xs in (
+            (_WEIGHT, weights, [params[at] for at in weights]),
+            (_GRAD, grads, [params[at].grad for at in grads]),
+        ):
+            self._reduce_all(places[those].tolist(), kind, xs)
 
     def _foretell(self, group: SgdGroup, part: _Part) -> _Parameters:
         """Read what is ordinary of a group, its coming updates included; return the others."""
@@ -210,9 +213,13 @@ class ParameterProbe:
         self._foretold_places += places
         return others
 
-    def _reduce_all(self, where: Sequence[tuple[int, int]], xs: Sequence[torch.Tensor | None]) -> None:
-        """Reduce tensors for these places and kinds: ordinary ones together."""
-        for (place, kind), slot, x in zip(where, self._buffer.norms(xs), xs, strict=True):
+    def _reduce_all(self, places: list[int], kind: int, xs: Sequence[torch.Tensor | None]) -> None:
+        """Reduce tensors for these places: ordinary ones together."""
+        flat = self._buffer.lay_flat(xs)
+        if flat is not None:
+            self._slots[places, kind] = self._buffer.flat_norms(flat)
+            return
+        for place, slot, x in zip(places, self._buffer.norms(xs), xs, strict=True):
             if slot == NONE:
                 self._reduce(place, kind, x)
             else:
@@ -259,17 +266,22 @@ class ParameterProbe:
             if changes:
                 olds = [old for old, _ in changes.values()]
                 torch._foreach_sub_(olds, [new for _, new in changes.values()])
-                self._reduce_all([(place, _UPDATE) for place in changes], olds)
+                self._reduce_all(list(changes), _UPDATE, olds)
         self._before = {}
 
     def _compare_flat(self, now: Sequence[torch.Tensor | None]) -> None:
-        """Reduce what was added to small parameters; one whose update cannot be told has none."""
+        """Reduce what was added to small parameters; where one has another shape, each is left to be read singly."""
         if self._before_flat is None:
             return
         (places, old), self._before_flat = self._before_flat, None
-        new = self._buffer.lay_flat([x for x in map(now.__getitem__, places) if x is not None])
+        new = self._buffer.lay_flat([now[place] for place in places.tolist()])
         if new is not None and new.subtract(old):
             self._slots[places, _UPDATE] = self._buffer.flat_norms(new)
+            return
+        for place, part in zip(places.tolist(), old.parts(), strict=True):
+            x = now[place]
+            if x is not None and x.numel() == part.numel():
+                self._before[place] = part.view(x.shape)
 
     def let_go(self) -> None:
         """Keep no module and no parameter: nothing is read any more."""
@@ -351,8 +363,7 @@ class ParameterProbe:
 
 
 def _without(some: list[int], others: Collection[int]) -> list[int]:
-    left = set(others)
-    return [at for at in some if at not in left]
+    return sorted(set(some).difference(others))
 
 
 def _entries(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Small tensors reduced together: each is copied at once into a row of a slab, and slabs are reduced when they are full.
+"""Small tensors reduced together: each is copied at once into a row of a slab, which is reduced when it is full.
 
 An operation of torch costs microseconds however small its tensor is, and a row takes several. Copying cannot wait,
 since a later in-place operation may change the tensor; reducing the copies can.
@@ -126,7 +126,8 @@ class _HostSlab:
     """
 
     __slots__ = (
-        "_raw", "_scratch", "_views", "by", "bytes", "capacity", "copies", "how", "slab", "slots", "start", "units", "used",
+        "_raw", "_scratch", "_views", "by", "bytes", "capacity", "copies", "how", "slab", "slots", "start", "units",
+        "used",
     )  # fmt: skip
 
     def __init__(self, entries: int, dtype: torch.dtype, how: int) -> None:
@@ -241,7 +242,10 @@ class HostPool:
         raw = np.concatenate([slab.read().numpy() for _, slab in slabs], axis=1, dtype=np.float64)
         rows[:, _MIN], rows[:, _MAX], rows[:, _ZEROS], total, squares = raw
         rows[:, _SUM], rows[:, _SQUARES], rows[:, _NONFINITE] = total, squares, 0.0
-        limits = [(n, SAFE_SQUARES[narrow_dtype(dtype)], SAFE_VARIANCE[narrow_dtype(dtype)], how) for (n, dtype, how), _ in slabs]
+        limits = [
+            (n, SAFE_SQUARES[narrow_dtype(dtype)], SAFE_VARIANCE[narrow_dtype(dtype)], how)
+            for (n, dtype, how), _ in slabs
+        ]
         n, least, share, how = np.repeat(np.array(limits), counts, axis=0).T
         with np.errstate(invalid="ignore", over="ignore"):
             rows[:, _SPREAD] = spread = squares - total * total / n

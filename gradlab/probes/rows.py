@@ -76,14 +76,15 @@ class PlainRows:
         return -1
 
     def parameters(self, params: list[torch.Tensor]) -> bytes:
-        # Small ones are not for the kernel: many at once cost less than a call from Python for each.
-        slots = [
-            (self._large(param), MISSING if (grad := param.grad) is None else self._large(grad)) for param in params
-        ]
-        return np.array(slots, dtype=np.int64).tobytes()
-
-    def _large(self, x: torch.Tensor) -> int:
-        return -1 if self._kernel is None or x.numel() <= FEW_ENTRIES else self.reduce(x, 2)
+        slots = np.full((len(params), 2), NONE)
+        for at, param in enumerate(params):
+            grad = param.grad
+            if grad is None:
+                slots[at, 1] = MISSING
+            # Small ones are not for the kernel: many at once cost less than a call from Python for each.
+            if self._kernel is not None and param.numel() > FEW_ENTRIES:
+                slots[at] = self.reduce(param, 2), MISSING if grad is None else self.reduce(grad, 2)
+        return slots.tobytes()
 
     def sgd(self, *_: object) -> None:
         return None
