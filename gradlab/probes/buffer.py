@@ -50,6 +50,7 @@ class StepBuffer:
         self._host = HostRows()
         self._fast = native.hooks()
         self.rows: Any = self._fast.Rows(self._host.address) if self._fast else PlainRows(self._host.address)
+        self._reads = native.kernel() is not None  # whether `rows` reads any tensor itself
         self._host.moved = self.rows.place
         self.rows.place(self._host.address(0), len(self._host.array))
         self._pool, self._plans = HostPool(self._host.put_rows), FlatPlans()
@@ -94,10 +95,12 @@ class StepBuffer:
         """Reduce a tensor into the next slot and return the slot; no gradient is followed."""
         how = NORM if norm_only else ALL if moments else NO_MOMENTS
         with self._lock:
-            slot: int = self.rows.reduce(x, how)
-            if slot >= 0:
-                return slot
-            slot = self._take()
+            if self._reads:
+                slot: int = self.rows.reduce(x, how)
+                if slot >= 0:
+                    return slot
+            slot = self.rows.slots
+            self.rows.slots = slot + 1
             if not x.is_cpu:
                 self._device(x.device).pool.add(x, slot)
             elif not self._pool.add(x, slot, how):

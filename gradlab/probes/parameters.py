@@ -111,9 +111,8 @@ class ParameterProbe:
             tuple[ReadScale, Sequence[int] | npt.NDArray[np.int64]]
         ] = []  # of the places read with it; the last one counts
         self._before: dict[int, torch.Tensor] = {}
-        self._before_flat: tuple[npt.NDArray[np.int64], FlatTensors] | None = (
-            None  # places, and the small ones of them end to end
-        )
+        #: Places of small parameters, and these end to end, until the update.
+        self._before_flat: tuple[npt.NDArray[np.int64], FlatTensors] | None = None
         self._foretold: list[torch.Tensor] = []  # parameters whose updates were foretold, and their places
         self._foretold_places: list[int] = []
         self._foretells = buffer.foretells

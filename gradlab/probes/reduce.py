@@ -76,7 +76,7 @@ def can_reduce(x: torch.Tensor) -> bool:
     """
     if x.dtype not in _DTYPES or x.layout is not torch.strided or x.is_nested or _is_transformed(x):
         return False
-    return has_memory(x) or not is_distributed(x)
+    return type(x) in PLAIN or not is_distributed(x)
 
 
 #: Private to torch; where it is missing, nothing is taken for transformed.
