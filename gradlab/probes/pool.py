@@ -39,7 +39,7 @@ NORM: Final = 2
 _SCALE, _SUM, _SQUARES, _SPREAD, _MIN, _MAX, _ZEROS, _NONFINITE = range(len(ROW))
 
 _MOST_ROWS = 256
-_HOST_ENTRIES = 1 << 15  # of a tensor that is pooled; with more, copying costs as much as it saves
+_HOST_ENTRIES = 1 << 13  # of a tensor that is pooled; with more, copying costs as much as it saves
 _HOST_BYTES = 1 << 19  # of a slab, which stays in the second-level cache
 _DEVICE_ENTRIES = 1 << 16
 _DEVICE_BYTES = 1 << 23
