@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,11 @@ import torch
 
 from gradlab.errors import UsageError
 from gradlab.probes import hooks, native
+from gradlab.probes.flat import FEW_ENTRIES, FlatPlans, FlatTensors
 from gradlab.probes.outputs import OutputHook, Outputs
-from gradlab.probes.reduce import ROW, cpu_row, device_row, is_dense
-from gradlab.probes.rows import NONE, DeviceRows, HostRows, PlainRows, wide_dtype
+from gradlab.probes.pool import ALL, NO_MOMENTS, NORM, DevicePool, HostPool
+from gradlab.probes.reduce import can_reduce, cpu_row, has_memory, is_dense, wide_dtype
+from gradlab.probes.rows import NONE, DeviceRows, HostRows, PlainRows
 
 __all__ = ["Rows", "StepBuffer"]
 
@@ -24,15 +26,15 @@ _TOGETHER = 16  # steps that are delivered at once: code that ran a moment befor
 Rows = npt.NDArray[np.float64]
 
 
-#: Norms whose squares stay inside the dtype's range, and by how much.
-_SAFE_NORMS = {torch.float32: (1e-12, 1e18), torch.float64: (1e-145, 1e150)}
-_SMALL = 1 << 16  # entries, beyond which a tensor is read in blocks: torch's own norm adds up in the tensor's dtype
+def _same_entries(x: torch.Tensor, of: torch.Tensor) -> bool:
+    return x is of or (x.numel() == of.numel() and x.dtype is of.dtype and is_dense(x) and is_dense(of))
 
 
-def _same_entries(x: torch.Tensor, of: torch.Tensor | None) -> bool:
-    return x is of or (
-        of is not None and x.numel() == of.numel() and x.dtype is of.dtype and is_dense(x) and is_dense(of)
-    )
+class _Device(NamedTuple):
+    """Where the rows of an accelerator lie, and what makes them."""
+
+    rows: DeviceRows
+    pool: DevicePool
 
 
 @final
@@ -49,9 +51,11 @@ class StepBuffer:
         self._host = HostRows()
         self._fast = native.hooks()
         self.rows: Any = self._fast.Rows(self._host.address) if self._fast else PlainRows(self._host.address)
+        self._reads = native.kernel() is not None  # whether `rows` reads any tensor itself
         self._host.moved = self.rows.place
         self.rows.place(self._host.address(0), len(self._host.array))
-        self._devices: dict[torch.device, DeviceRows] = {}
+        self._pool, self._plans = HostPool(self._host.put_rows), FlatPlans()
+        self._devices: dict[torch.device, _Device] = {}
         self._pending: list[tuple[_Copy, Callable[[Rows], None]]] = []
         self._shared: dict[int, tuple[weakref.ref[torch.Tensor], int, int]] = {}
 
@@ -61,11 +65,20 @@ class StepBuffer:
 
     def outputs(self, *args: Any) -> Any:
         """Return the Outputs that write into this buffer; the arguments are those after `rows`, the gate first."""
-        return (self._fast.Outputs if self._fast else Outputs)(args[0], self.rows, *args[1:])
+        kind: Any = self._fast.Outputs if self._fast else Outputs
+        return kind(args[0], self.rows, *args[1:], self._reduce_if_possible)
 
     def output_hook(self, *args: Any) -> Any:
         """Return an OutputHook for such outputs."""
-        return (self._fast.OutputHook if self._fast else OutputHook)(*args)
+        if self._fast:
+            return self._fast.OutputHook(*args)
+        outputs, layer, record, units = args
+        return OutputHook(outputs, layer, record, units, self._pool.follow)
+
+    @property
+    def foretells(self) -> bool:
+        """Whether `sgd` can tell updates before they are made."""
+        return self._fast is not None
 
     @property
     def span(self) -> int:
@@ -79,18 +92,19 @@ class StepBuffer:
 
     def reduce(self, x: torch.Tensor, *, moments: bool = True, norm_only: bool = False) -> int:
         """Reduce a tensor into the next slot and return the slot; no gradient is followed."""
+        how = NORM if norm_only else ALL if moments else NO_MOMENTS
         with self._lock:
-            slot: int = self.rows.reduce(x, 2 if norm_only else 0 if moments else 1)
-            return slot if slot >= 0 else self._reduce(x, moments, norm_only)
-
-    def _reduce(self, x: torch.Tensor, moments: bool, norm_only: bool) -> int:
-        slot = self._take()
-        if x.is_cpu:
-            self._host.put(slot, cpu_row(x.detach(), moments=moments, norm_only=norm_only))
-        else:
-            with torch.no_grad():
-                self._rows(x.device).next_row(slot).copy_(device_row(x.detach()))
-        return slot
+            if self._reads:
+                slot: int = self.rows.reduce(x, how)
+                if slot >= 0:
+                    return slot
+            slot = self.rows.slots
+            self.rows.slots = slot + 1
+            if not x.is_cpu:
+                self._device(x.device).pool.add(x, slot)
+            elif not self._pool.add(x, slot, how):
+                self._host.put(slot, cpu_row(x.detach(), moments=moments, norm_only=norm_only))
+            return slot
 
     def reduce_gradient_again(self, grad: torch.Tensor, of: int) -> int:
         """Return a slot with the norm of a gradient, read once if it is the one read last, of the output in slot `of`.
@@ -133,25 +147,39 @@ class StepBuffer:
             others: int | None = self.rows.sgd(params, states, slots, places, *numbers)
         return others
 
-    def norms(self, xs: Sequence[torch.Tensor]) -> list[int]:
-        """Reduce many tensors, as far as norms need, where no kernel does: the small ones of one dtype together."""
+    def lay_flat(self, xs: Sequence[torch.Tensor | None]) -> FlatTensors | None:
+        """Copy many small CPU tensors end to end; None where they are not alike. Called without autograd."""
+        return self._plans.lay(xs)
+
+    def flat_norms(self, xs: FlatTensors) -> npt.NDArray[np.int64]:
+        """Reduce tensors that lie end to end, as far as norms need, and return their slots."""
+        with self._lock:
+            places = xs.plan.places
+            first = self._take(len(places))
+            self._host.address(first + len(places))
+            xs.norms(self._host.array[first : first + len(places)])
+            slots: npt.NDArray[np.int64] = places + first
+        return slots
+
+    def norms(self, xs: Sequence[torch.Tensor | None]) -> list[int]:
+        """Reduce many tensors, as far as norms need, where no kernel does: the small ones of one dtype together.
+
+        Called without autograd. -1 stands for what is no plain tensor.
+        """
         slots = [NONE] * len(xs)
-        for dtype, (least, most) in _SAFE_NORMS.items():
-            small = [at for at, x in enumerate(xs) if x.is_cpu and x.dtype is dtype and 0 < x.numel() <= _SMALL]
-            if not small:
-                continue
-            with torch.no_grad(), self._lock:
-                norms = np.array(torch.stack(torch._foreach_norm([xs[at].detach() for at in small])).tolist())
-                good = (norms > least) & (norms < most)  # the others are read again, each on its own
-                rows = np.full((int(good.sum()), len(ROW)), np.nan)
-                rows[:, ROW.index("scale")], rows[:, ROW.index("nonfinite")] = 1.0, 0.0
-                rows[:, ROW.index("squares")] = norms[good] ** 2
-                first = self._take(len(rows))
-                self._host.address(first + len(rows))
-                self._host.array[first : first + len(rows)] = rows
-            for slot, at in enumerate(np.array(small)[good].tolist()):
-                slots[at] = first + slot
-        return [self.reduce(x, norm_only=True) if slot == NONE else slot for slot, x in zip(slots, xs, strict=True)]
+        alike: dict[torch.dtype, list[int]] = {}
+        for at, x in enumerate(xs):
+            if x is not None and has_memory(x) and x.is_cpu and 0 < x.numel() <= FEW_ENTRIES:
+                alike.setdefault(x.dtype, []).append(at)
+        for some in alike.values():
+            flat = self.lay_flat([xs[at] for at in some])
+            if flat is not None:
+                for at, slot in zip(some, self.flat_norms(flat).tolist(), strict=True):
+                    slots[at] = slot
+        for at, x in enumerate(xs):
+            if slots[at] == NONE and x is not None and has_memory(x) and can_reduce(x):
+                slots[at] = self.reduce(x, norm_only=True)
+        return slots
 
     def reduce_difference(self, new: torch.Tensor, old: torch.Tensor) -> int:
         """Reduce new - old into the next slot, as far as its norm needs; -1 where no kernel does it."""
@@ -164,18 +192,22 @@ class StepBuffer:
 
         A view of the whole of a tensor (a reshape, an identity that makes a node of its own) holds the same entries.
         """
-        known_slot: int = self.rows.reduce_shared(x)
-        if known_slot >= 0:
-            return known_slot
+        slot: int = self.rows.reduce_shared(x)
+        if slot >= 0:
+            return slot
         version = -1 if x.is_inference() else x._version
-        for seen in (x, x._base):
-            known = None if seen is None else self._shared.get(id(seen))
+        base = x._base
+        for seen in (x,) if base is None else (x, base):
+            known = self._shared.get(id(seen))
             # The weak reference must still lead to the very object: another may have got its place in memory.
             if known is not None and known[0]() is seen and known[1] == version and _same_entries(x, seen):
                 return known[2]
         slot = self.reduce(x)
         self._shared[id(x)] = (weakref.ref(x), version, slot)
         return slot
+
+    def _reduce_if_possible(self, x: torch.Tensor) -> int:
+        return self.reduce_shared(x) if can_reduce(x) else NONE
 
     def values(self, values: list[torch.Tensor]) -> int:
         """Put one to eight one-entry tensors of one device into the next slot and return it."""
@@ -186,8 +218,7 @@ class StepBuffer:
             if stacked.device.type == "cpu":
                 self._host.put(slot, tuple(stacked.tolist()))
             else:
-                row = self._rows(stacked.device).next_row(slot)
-                row[: len(values)].copy_(stacked)
+                self._device(stacked.device).rows.next_rows((slot,))[0, : len(values)].copy_(stacked)
             return slot
 
     def scalar(self, value: torch.Tensor | float, what: str = "value") -> int | float:
@@ -211,7 +242,7 @@ class StepBuffer:
                 self._host.array[first : first + count, :width] = values.numpy()
             else:
                 slots = range(first, first + count)
-                self._rows(values.device).next_rows(slots)[:, :width].copy_(values)
+                self._device(values.device).rows.next_rows(slots)[:, :width].copy_(values)
             return first
 
     def _take(self, count: int = 1) -> int:
@@ -219,24 +250,34 @@ class StepBuffer:
         self.rows.slots = first + count
         return first
 
-    def _rows(self, device: torch.device) -> DeviceRows:
+    def _device(self, device: torch.device) -> _Device:
         if device not in self._devices:
-            self._devices[device] = DeviceRows(device)
+            rows = DeviceRows(device)
+            self._devices[device] = _Device(rows, DevicePool(rows.put_rows))
         return self._devices[device]
 
     def discard(self) -> None:
         """Forget the rows of the open step."""
+        self._pool.discard()
+        for device in self._devices.values():
+            device.pool.discard()
+        self._begin()
+
+    def _begin(self) -> None:
         self.rows.discard()
         self._shared.clear()
-        for rows in self._devices.values():
-            rows.slots = []
+        for device in self._devices.values():
+            device.rows.slots = []
 
     def flush(self, deliver: Callable[[Rows], None]) -> None:
         """Start the one transfer of this step; `deliver` gets the rows once they are on the host and some have come."""
+        self._pool.drain()
+        for device in self._devices.values():
+            device.pool.drain()
         used = self.rows.slots
         self._host.address(used)  # slots of devices have their place there too
-        copy = _Copy(self._host.array[:used].copy(), self._devices.values())
-        self.discard()
+        copy = _Copy(self._host.array[:used].copy(), [device.rows for device in self._devices.values()])
+        self._begin()
         self._pending.append((copy, deliver))
         if len(self._pending) >= _TOGETHER:
             self.deliver_ready()

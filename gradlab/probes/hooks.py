@@ -158,23 +158,26 @@ class CallGate:
         if not self.recording:
             return None
         with self._lock:
-            return self._admit(layer)
+            runs = self._first_runs.get(layer)
+            if runs is None:
+                runs = self._first_runs[layer] = deque(maxlen=_REMEMBERED_CALLS)
+            with_grad = torch.is_grad_enabled()
+            if recomputing():
+                return self._admit_again(runs, with_grad)
+            place = self._calls
+            self._calls = place + 1
+            runs.append((place, with_grad))
+            if with_grad or self._without_grad:
+                return place
+            self.calls_without_grad += 1
+            return None
 
-    def _admit(self, layer: str) -> int | None:
-        with_grad = torch.is_grad_enabled()
-        runs = self._first_runs.setdefault(layer, deque(maxlen=_REMEMBERED_CALLS))
-        if recomputing():
-            place, had_graph = runs.pop() if runs else (-1, True)
-            if had_graph or not with_grad:
-                return None
-            self.calls_without_grad -= not self._without_grad
-            return place
-        place, self._calls = self._calls, self._calls + 1
-        runs.append((place, with_grad))
-        if with_grad or self._without_grad:
-            return place
-        self.calls_without_grad += 1
-        return None
+    def _admit_again(self, runs: deque[tuple[int, bool]], with_grad: bool) -> int | None:
+        place, had_graph = runs.pop() if runs else (-1, True)
+        if had_graph or not with_grad:
+            return None
+        self.calls_without_grad -= not self._without_grad
+        return place
 
     def close_step(self) -> None:
         """Forget the calls of the step."""

@@ -41,12 +41,12 @@ _Row = ctypes.c_double * 8
 
 @final
 class Kernel:
-    """The two functions of reduce.c, for dense float32 CPU tensors with at least one entry.
+    """The functions of reduce.c, for dense float32 CPU tensors with at least one entry.
 
     They hold the interpreter's lock: a call is shorter than handing the lock over would take, but for huge tensors.
     """
 
-    __slots__ = ("norm_at", "row_at")
+    __slots__ = ("channel_max", "norm_at", "row_at")
 
     def __init__(self, path: Path) -> None:
         library = ctypes.PyDLL(str(path))
@@ -57,6 +57,10 @@ class Kernel:
         #: (address of a, address of b or None, number of entries, address of the row of a - b)
         self.norm_at = library.gradlab_norm
         self.norm_at.argtypes, self.norm_at.restype = (pointer, pointer, length, pointer), None
+
+        #: (address of the entries, outer blocks, channels, inner entries, address of each channel's largest so far)
+        self.channel_max = library.gradlab_channel_max
+        self.channel_max.argtypes, self.channel_max.restype = (pointer, length, length, length, pointer), None
 
     def row(self, flat: torch.Tensor, *, moments: bool) -> tuple[float, ...]:
         """Return the row of a tensor."""
@@ -239,7 +243,7 @@ def _hooks_right(module: Any) -> bool:
     rows = module.Rows(lambda _: None)
     rows.place(memory.data_ptr(), len(memory))
     gate, found = module.CallGate(without_grad=False), []
-    outputs = module.Outputs(gate, rows, lambda *_: None, lambda *_: None, lambda *_: None)
+    outputs = module.Outputs(gate, rows, *[lambda *_: None] * 4)
     hook = module.OutputHook(outputs, "layer", lambda *args: found.append(args), None)
     hook.know(object, 0)
     gate.recording = True

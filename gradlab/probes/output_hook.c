@@ -46,6 +46,15 @@ static int see_units(OutputHook *self, PyObject *module, PyObject *output, const
   return done ? 0 : -1;
 }
 
+/* A tensor that the kernel cannot read, of an accelerator say: Python reduces it. The slot, -1 where nobody can, -2 on an
+ * error. */
+static int64_t reduce_elsewhere(const Outputs *outputs, PyObject *output) {
+  PyObject *slot = PyObject_CallOneArg(outputs->reduce, output);
+  int64_t number = slot ? PyLong_AsLongLong(slot) : -2;
+  Py_XDECREF(slot);
+  return PyErr_Occurred() ? -2 : number;
+}
+
 static PyObject *output_call(PyObject *hook, PyObject *const *args, size_t count, PyObject *Py_UNUSED(names)) {
   OutputHook *self = (OutputHook *)hook;
   Outputs *outputs = self->outputs;
@@ -55,11 +64,18 @@ static PyObject *output_call(PyObject *hook, PyObject *const *args, size_t count
   if (place == -1) Py_RETURN_NONE;
   if (place == -2) return NULL;
   Plain x, *known = NULL;
-  if ((PyObject *)Py_TYPE(module) == self->kind && torch_plain(output, &x)) known = &x;
-  if (known) {
-    int64_t slot = reduce_shared(outputs->rows, known, 0), index;
-    if (slot < 0 || (index = add_entry(outputs, self->label, place, x.n, slot)) < 0) return NULL;
-    if (x.requires_grad && follow_gradient(outputs, index, output, known)) return NULL;
+  int64_t slot = -1, index;
+  if ((PyObject *)Py_TYPE(module) == self->kind) {
+    if (torch_plain(output, &x)) {
+      slot = reduce_shared(outputs->rows, known = &x, 0);
+      if (slot < 0) return NULL;
+    } else if (torch_tensor(output, &x) && (slot = reduce_elsewhere(outputs, output)) == -2) {
+      return NULL;
+    }
+  }
+  if (slot >= 0) {
+    if ((index = add_entry(outputs, self->label, place, x.n, slot)) < 0) return NULL;
+    if (x.requires_grad && follow_gradient(outputs, index, output, &x)) return NULL;
   } else {
     PyObject *done = PyObject_CallFunction(self->record, "OLOO", hook, (long long)place, module, output);
     if (!done) return NULL;
@@ -198,8 +214,9 @@ static PyObject *outputs_take(Outputs *self, PyObject *Py_UNUSED(none)) {
 }
 
 static int outputs_init(Outputs *self, PyObject *args, PyObject *Py_UNUSED(named)) {
-  PyObject *gate, *rows, *slow, *repeated, *leaf;
-  if (!PyArg_ParseTuple(args, "O!O!OOO", &GateType, &gate, &RowsType, &rows, &slow, &repeated, &leaf)) return -1;
+  PyObject *gate, *rows, *slow, *repeated, *leaf, *reduce;
+  if (!PyArg_ParseTuple(args, "O!O!OOOO", &GateType, &gate, &RowsType, &rows, &slow, &repeated, &leaf, &reduce)) return -1;
+  Py_XSETREF(self->reduce, Py_NewRef(reduce));
   Py_XSETREF(self->gate, (Gate *)Py_NewRef(gate));
   Py_XSETREF(self->rows, (Rows *)Py_NewRef(rows));
   Py_XSETREF(self->slow_gradient, Py_NewRef(slow));
@@ -211,11 +228,13 @@ static int outputs_init(Outputs *self, PyObject *args, PyObject *Py_UNUSED(named
 
 static int outputs_traverse(Outputs *self, visitproc visit, void *arg) {
   Py_VISIT(self->rows); Py_VISIT(self->slow_gradient); Py_VISIT(self->repeated); Py_VISIT(self->leaf);
+  Py_VISIT(self->reduce);
   return 0;
 }
 
 static int outputs_clear(Outputs *self) {
   Py_CLEAR(self->slow_gradient); Py_CLEAR(self->repeated); Py_CLEAR(self->leaf);
+  Py_CLEAR(self->reduce);
   return 0;
 }
 

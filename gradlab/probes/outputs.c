@@ -123,7 +123,7 @@ typedef struct {
   PyObject_HEAD
   Rows *rows;
   Gate *gate;
-  PyObject *slow_gradient, *repeated, *leaf;
+  PyObject *slow_gradient, *repeated, *leaf, *reduce;
   void *anchor; /* what hooks in graphs know it by */
   Entry *entries;
   int64_t count, room, generation, passes, with_gradient;

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from operator import is_
-from typing import Any, NamedTuple, cast, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,10 @@ from torch import nn
 
 from gradlab.probes.arithmetic import SgdGroup
 from gradlab.probes.buffer import Rows, StepBuffer
+from gradlab.probes.flat import FEW_ENTRIES, FlatTensors
 from gradlab.probes.log import TableLog
-from gradlab.probes.reduce import can_reduce, has_memory, is_distributed, norm_of
+from gradlab.probes.plan import Parameters, Part, Plan, make_plan
+from gradlab.probes.reduce import can_reduce, is_distributed, norm_of
 from gradlab.probes.rows import MISSING, NONE
 from gradlab.probes.sharded import ShardedRows
 
@@ -57,39 +58,6 @@ def describe_parameters(
     }
 
 
-#: By id: place and parameter.
-_Parameters = dict[int, tuple[int, torch.Tensor]]
-
-
-class _Part(NamedTuple):
-    """Those parameters of a group of SGD that are watched: themselves, their places, their numbers in the group."""
-
-    whole: list[torch.Tensor]  # all of the group
-    ours: list[int]
-    params: list[torch.Tensor]
-    places: npt.NDArray[np.int64]
-    places_at: int  # their address
-
-
-class _Plan(NamedTuple):
-    """Which parameters are read in which way, as long as the model's and the groups' are these."""
-
-    now: list[torch.Tensor | None]
-    but: Collection[int]
-    places: npt.NDArray[np.int64]
-    groups: list[_Part]
-    rest: _Parameters
-
-    def holds(self, but: Collection[int], groups: Sequence[SgdGroup]) -> bool:
-        """Return whether the groups' still are."""
-        return (
-            self.but == but
-            and len(groups) == len(self.groups)
-            and all(len(group.params) == len(part.whole) and all(map(is_, group.params, part.whole))
-                    for group, part in zip(groups, self.groups, strict=True))
-        )  # fmt: skip
-
-
 @final
 class ParameterProbe:
     """Reads parameters and gradients when an optimizer is about to step, and its parameters again after it.
@@ -125,10 +93,12 @@ class ParameterProbe:
             tuple[ReadScale, Sequence[int] | npt.NDArray[np.int64]]
         ] = []  # of the places read with it; the last one counts
         self._before: dict[int, torch.Tensor] = {}
+        #: Places of small parameters, and these end to end, until the update.
+        self._before_flat: tuple[npt.NDArray[np.int64], FlatTensors] | None = None
         self._foretold: list[torch.Tensor] = []  # parameters whose updates were foretold, and their places
         self._foretold_places: list[npt.NDArray[np.int64]] = []
-        self._foretells = True
-        self._plan: _Plan | None = None
+        self._foretells = buffer.foretells
+        self._plan: Plan | None = None
         self._read = False
 
     @property
@@ -156,7 +126,7 @@ class ParameterProbe:
                 are copied until `after_update`.
             groups: Parameters of which the update can be foretold, as far as they are ordinary: not copied.
         """
-        self._before, self._foretold, self._foretold_places = {}, [], []
+        self._before, self._before_flat, self._foretold, self._foretold_places = {}, None, [], []
         groups = groups if groups is not None and self._foretells else ()
         plan = self._plan_of(but, groups)
         self._scales.append((scale, plan.places))
@@ -169,36 +139,38 @@ class ParameterProbe:
             with torch.no_grad():
                 self._measure(rest, keep() if callable(keep) else keep)
 
-    def _plan_of(self, but: Collection[int], groups: Sequence[SgdGroup]) -> _Plan:
+    def _plan_of(self, but: Collection[int], groups: Sequence[SgdGroup]) -> Plan:
         """Return how the parameters are read: that of the step before where they are the same."""
         plan = self._plan
         if plan is None or not (plan.holds(but, groups) and self._buffer.rows.holds(*self._where, plan.now)):
-            now = self._now()
-            rest: _Parameters = {id(x): (place, x) for place, x in enumerate(now) if x is not None and id(x) not in but}
-            places, parts = [place for place, _ in rest.values()], []
-            for group in groups:
-                ours = [k for k, param in enumerate(group.params) if id(param) in rest]
-                params = [group.params[k] for k in ours]
-                theirs = np.array([rest.pop(id(param))[0] for param in params], dtype=np.int64)
-                parts.append(_Part(list(group.params), ours, params, theirs, theirs.ctypes.data))
-            plan = self._plan = _Plan(now, but, np.array(places, dtype=np.int64), parts, rest)
+            plan = self._plan = make_plan(self._now(), but, groups)
         return plan
 
-    def _measure(self, mine: _Parameters, keep: Collection[int]) -> None:
+    def _measure(self, mine: Parameters, keep: Collection[int]) -> None:
         """Read parameters and gradients, and copy the parameters that are updated."""
         params = [param for _, param in mine.values()]
-        places = [place for place, _ in mine.values()]
+        places = np.array([place for place, _ in mine.values()])
         slots = self._buffer.parameters(params)
         self._slots[places, :_UPDATE] = slots
-        left = np.argwhere(slots == NONE).tolist()
-        tensors = [params[at] if kind == _WEIGHT else params[at].grad for at, kind in left]
-        self._reduce_all([(places[at], kind) for at, kind in left], tensors)
         self._got_grad[places] |= slots[:, _GRAD] != MISSING
-        for place, param in zip(places, params, strict=True):
-            if id(param) in keep:
-                self._before[place] = param.detach().clone()
+        weights, grads = (np.flatnonzero(slots[:, kind] == NONE).tolist() for kind in (_WEIGHT, _GRAD))
+        # Small parameters that no kernel reads are copied end to end: for their norms, and for the update to come.
+        kept = [at for at, param in enumerate(params) if id(param) in keep]
+        small = [at for at in kept if params[at].numel() <= FEW_ENTRIES] if weights else []
+        flat = self._buffer.lay_flat([params[at] for at in small])
+        if flat is not None:
+            self._before_flat = places[small], flat
+            self._slots[places[small], _WEIGHT] = self._buffer.flat_norms(flat)
+            kept, weights = _without(kept, small), _without(weights, small)
+        for at in kept:
+            self._before[int(places[at])] = params[at].detach().clone()
+        for kind, those, xs in (
+            (_WEIGHT, weights, [params[at] for at in weights]),
+            (_GRAD, grads, [params[at].grad for at in grads]),
+        ):
+            self._reduce_all(places[those].tolist(), kind, xs)
 
-    def _foretell(self, group: SgdGroup, part: _Part) -> _Parameters:
+    def _foretell(self, group: SgdGroup, part: Part) -> Parameters:
         """Read what is ordinary of a group, its coming updates included; return the others."""
         all_ours = len(part.ours) == len(group.states)
         states = group.states if all_ours else [group.states[k] for k in part.ours]
@@ -216,15 +188,17 @@ class ParameterProbe:
         self._foretold_places.append(places)
         return others
 
-    def _reduce_all(self, where: Sequence[tuple[int, int]], xs: Sequence[torch.Tensor | None]) -> None:
-        """Reduce tensors for these places and kinds: ordinary ones together."""
-        plain = [at for at, x in enumerate(xs) if x is not None and has_memory(x) and can_reduce(x)]
-        slots = dict(zip(plain, self._buffer.norms([cast(torch.Tensor, xs[at]) for at in plain]), strict=True))
-        for at, (place, kind) in enumerate(where):
-            if at in slots:
-                self._slots[place, kind] = slots[at]
+    def _reduce_all(self, places: list[int], kind: int, xs: Sequence[torch.Tensor | None]) -> None:
+        """Reduce tensors for these places: ordinary ones together."""
+        flat = self._buffer.lay_flat(xs)
+        if flat is not None:
+            self._slots[places, kind] = self._buffer.flat_norms(flat)
+            return
+        for place, slot, x in zip(places, self._buffer.norms(xs), xs, strict=True):
+            if slot == NONE:
+                self._reduce(place, kind, x)
             else:
-                self._reduce(place, kind, xs[at])
+                self._slots[place, kind] = slot
 
     def _reduce(self, place: int, kind: int, x: torch.Tensor | None) -> None:
         self._slots[place, kind] = NONE
@@ -246,10 +220,11 @@ class ParameterProbe:
             self._slots[np.concatenate(self._foretold_places), _UPDATE] = NONE
             self._foretells = False
         self._foretold, self._foretold_places = [], []
-        if not self._before:
+        if not self._before and self._before_flat is None:
             return
         with torch.no_grad():
             now = self._now()
+            self._compare_flat(now)
             changes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
             for place, old in self._before.items():
                 new = now[place]
@@ -266,8 +241,22 @@ class ParameterProbe:
             if changes:
                 olds = [old for old, _ in changes.values()]
                 torch._foreach_sub_(olds, [new for _, new in changes.values()])
-                self._reduce_all([(place, _UPDATE) for place in changes], olds)
+                self._reduce_all(list(changes), _UPDATE, olds)
         self._before = {}
+
+    def _compare_flat(self, now: Sequence[torch.Tensor | None]) -> None:
+        """Reduce what was added to small parameters; where one has another shape, each is left to be read singly."""
+        if self._before_flat is None:
+            return
+        (places, old), self._before_flat = self._before_flat, None
+        new = self._buffer.lay_flat([now[place] for place in places.tolist()])
+        if new is not None and new.subtract(old):
+            self._slots[places, _UPDATE] = self._buffer.flat_norms(new)
+            return
+        for place, part in zip(places.tolist(), old.parts(), strict=True):
+            x = now[place]
+            if x is not None and x.numel() == part.numel():
+                self._before[place] = part.view(x.shape)
 
     def let_go(self) -> None:
         """Keep no module and no parameter: nothing is read any more."""
@@ -278,7 +267,7 @@ class ParameterProbe:
         if self._read:
             self._slots.fill(NONE)
         self._scales, self._read = [], False
-        self._before, self._foretold, self._foretold_places = {}, [], []
+        self._before, self._before_flat, self._foretold, self._foretold_places = {}, None, [], []
         if self._sharded is not None:
             self._sharded.discard()
 
@@ -352,6 +341,10 @@ class ParameterProbe:
     def frame(self) -> Any:
         """Return `trace.params` so far."""
         return self._log.frame()
+
+
+def _without(some: list[int], others: Collection[int]) -> list[int]:
+    return sorted(set(some).difference(others))
 
 
 def _entries(x: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -28,16 +30,26 @@ import torch
 from gradlab.probes import native
 
 __all__ = [
+    "PLAIN",
     "ROW",
+    "SAFE_EXPONENTS",
+    "SAFE_SQUARES",
+    "SAFE_VARIANCE",
     "can_reduce",
     "cpu_row",
     "device_row",
+    "device_rows",
+    "exact_row",
     "flat_view",
     "has_memory",
     "is_dense",
     "is_distributed",
+    "narrow_dtype",
     "norm_of",
+    "range_holds_squares",
+    "spread_of",
     "statistics",
+    "wide_dtype",
 ]
 
 #: Places in a row. A row holds NaN where a tensor was not reduced.
@@ -47,11 +59,13 @@ _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64
 _EMPTY = (1.0, 0.0, 0.0, 0.0, math.nan, math.nan, 0.0, 0.0)
 _BLOCK = 1 << 16  # entries a slow-path block: its float64 copy stays in the second-level cache
 _FEW = 1 << 13
-_FAST_BLOCK = 1 << 20  # entries a fast-path block: keeps float32 accumulation error small on huge tensors
-# Below, squares lost to underflow (each at most 1.4e-45) could matter among up to 1e14 entries.
-_SAFE_SQUARES = {torch.float32: 1e-25, torch.float64: 1e-290}
-# A variance that is a smaller share of the mean square than this has lost digits to cancellation.
-_SAFE_VARIANCE = {torch.float32: 1e-3, torch.float64: 1e-10}
+_FAST_BLOCK = 1 << 17  # entries a fast-path block: it stays in the cache, and float32 sums of it keep their digits
+#: Below, squares lost to underflow (each at most 1.4e-45) could matter among up to 1e14 entries.
+SAFE_SQUARES: Final = {torch.float32: 1e-25, torch.float64: 1e-290}
+#: A variance that is a smaller share of the mean square than this has lost digits to cancellation.
+SAFE_VARIANCE: Final = {torch.float32: 1e-3, torch.float64: 1e-10}
+#: Exponents of the largest entry between which no square that counts leaves the range, and the largest of a scale.
+SAFE_EXPONENTS: Final = {torch.float32: (-20, 30, 126), torch.float64: (-400, 400, 1000)}
 
 
 def can_reduce(x: torch.Tensor) -> bool:
@@ -62,7 +76,7 @@ def can_reduce(x: torch.Tensor) -> bool:
     """
     if x.dtype not in _DTYPES or x.layout is not torch.strided or x.is_nested or _is_transformed(x):
         return False
-    return has_memory(x) or not is_distributed(x)
+    return type(x) in PLAIN or not is_distributed(x)
 
 
 #: Private to torch; where it is missing, nothing is taken for transformed.
@@ -71,10 +85,11 @@ _is_transformed = getattr(getattr(torch._C, "_functorch", None), "is_functorch_w
 
 def has_memory(x: torch.Tensor) -> bool:
     """Return whether the address that `x` gives is that of its entries; a wrapper's (DTensor, say) is 0."""
-    return type(x) in _PLAIN
+    return type(x) in PLAIN
 
 
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+#: Classes of tensors that are no wrappers.
+PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def is_distributed(x: torch.Tensor) -> bool:
@@ -108,57 +123,90 @@ def cpu_row(x: torch.Tensor, *, moments: bool = True, norm_only: bool = False) -
         norm_only: Fill only what norm and nonfinite need; the other places are NaN. One read.
     """
     flat = flat_view(x)
-    n = flat.numel()
-    if n == 0:
+    if flat.numel() == 0:
         return _EMPTY
     if flat.dtype is torch.float32 and has_memory(flat) and (kernel := native.kernel()) is not None:
         return kernel.norm(flat) if norm_only else kernel.row(flat, moments=moments)
-    if flat.dtype not in _SAFE_SQUARES:  # float16, bfloat16: widened block by block
-        return _exact_row(flat)
+    return _norm_row(flat) if norm_only else _row(flat, moments=moments)
+
+
+def narrow_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that entries are added up in on the CPU, block by block: float32, or float64 for float64."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _blocks(flat: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield the entries in blocks that vectorized operations read well."""
+    dtype = narrow_dtype(flat.dtype)
+    for block in flat.split(_FAST_BLOCK) if flat.numel() > _FAST_BLOCK else (flat,):
+        yield block.to(dtype)
+
+
+_kept = threading.local()
+
+
+def _scratch(like: torch.Tensor) -> torch.Tensor:
+    """Return memory for one block, the same for all blocks of a thread: fresh pages would cost more than a read."""
+    name = str(like.dtype)
+    kept: torch.Tensor | None = getattr(_kept, name, None)
+    if kept is None or len(kept) < len(like):
+        kept = torch.empty(_FAST_BLOCK, dtype=like.dtype, device="cpu")
+        setattr(_kept, name, kept)
+    return kept[: like.numel()]
+
+
+def _norm_row(flat: torch.Tensor) -> tuple[float, ...]:
+    """Reduce as far as a norm needs: one read where all squares are in range."""
+    squares = sum(torch.dot(block, block).item() for block in _blocks(flat))
+    scale, nonfinite = 1.0, 0.0
+    if not (math.isfinite(squares) and squares >= SAFE_SQUARES[narrow_dtype(flat.dtype)]):
+        scale, _, squares, *_, nonfinite = _row(flat, moments=False)
+    return (scale, math.nan, squares, math.nan, math.nan, math.nan, math.nan, nonfinite)
+
+
+def _row(flat: torch.Tensor, *, moments: bool) -> tuple[float, ...]:
+    """Reduce with a power of two for a scale, told by the largest entry: so no square leaves the range.
+
+    A block with a larger entry than those before it takes a smaller power, and so do the sums from then on.
+    """
+    n, dtype = flat.numel(), narrow_dtype(flat.dtype)
+    least_exponent, most_exponent, largest = SAFE_EXPONENTS[dtype]
+    by = math.ldexp(1.0, largest)
     total = squares = zeros = 0.0
     low, high = math.inf, -math.inf
-    for block in flat.split(_FAST_BLOCK) if n > _FAST_BLOCK else (flat,):
-        squares += torch.dot(block, block).item()
-        if norm_only:
-            continue
-        if moments:
-            total += block.sum().item()
-        least, most = torch.aminmax(block)
-        low, high = min(low, least.item()), max(high, most.item())
+    for block in _blocks(flat):
+        ends = torch.aminmax(block)
+        least, most = ends.min.item(), ends.max.item()  # NaN where any entry is
+        top = max(-least, most)
+        if not math.isfinite(top):
+            return exact_row(flat)
+        low, high = min(low, least), max(high, most)
+        scratch = _scratch(block)
         # torch counts one entry at a time: of few that is quickest, of many a vectorized comparison is.
         few = block.numel() <= _FEW
         zeros += (
-            block.numel() - torch.count_nonzero(block).item()
-            if few
-            else torch.eq(block, 0, out=torch.empty_like(block)).sum().item()
+            block.numel() - torch.count_nonzero(block).item() if few else torch.eq(block, 0, out=scratch).sum().item()
         )
-    safe = math.isfinite(squares) and squares >= _SAFE_SQUARES[flat.dtype]
-    spread = squares - total * total / n if moments else math.nan
-    if safe and moments and not norm_only:
-        safe = spread > _SAFE_VARIANCE[flat.dtype] * squares  # False where total is not finite
-    if not safe and not (low == high == 0.0):
-        return _exact_row(flat) if moments and not norm_only else _scaled_row(flat)
-    if norm_only:
-        return (1.0, math.nan, squares, math.nan, math.nan, math.nan, math.nan, 0.0)
-    return (1.0, total if moments else math.nan, squares, spread, low, high, zeros, 0.0)
+        if top == 0:
+            continue
+        exponent = math.frexp(top)[1]
+        safe = least_exponent < exponent < most_exponent
+        wanted = 1.0 if safe else math.ldexp(1.0, max(-largest, min(-exponent, largest)))
+        if wanted < by:
+            total, squares, by = total * (wanted / by), squares * (wanted / by) * (wanted / by), wanted
+        x = block if by == 1 else torch.mul(block, by, out=scratch)
+        if moments:
+            total += x.sum().item()
+        # Tiny entries have so few digits that a plain loop's rounding errors go the same way: those are added in pairs.
+        squares += torch.dot(x, x).item() if by == 1 else x.square_().sum().item()
+    spread = squares - total * total / n
+    if moments and squares > 0 and spread <= SAFE_VARIANCE[dtype] * squares:
+        return exact_row(flat)
+    scale = 1 / by if squares > 0 else 1.0
+    return (scale, total if moments else math.nan, squares, spread if moments else math.nan, low, high, zeros, 0.0)
 
 
-def _scaled_row(flat: torch.Tensor) -> tuple[float, ...]:
-    """Reduce without moments, each entry divided by the largest: squares stay in range however small or large."""
-    least, most = torch.aminmax(flat)
-    low, high = least.item(), most.item()  # NaN where any entry is
-    top = max(abs(low), abs(high))
-    if not (math.isfinite(top) and top > 0):
-        return _exact_row(flat)
-    squares = zeros = 0.0
-    for block in flat.split(_FAST_BLOCK):
-        scaled = block / top
-        squares += torch.dot(scaled, scaled).item()
-        zeros += torch.eq(block, 0, out=scaled).sum().item()
-    return (top, math.nan, squares, math.nan, low, high, zeros, 0.0)
-
-
-def _exact_row(flat: torch.Tensor) -> tuple[float, ...]:
+def exact_row(flat: torch.Tensor) -> tuple[float, ...]:
     """Reduce in blocks of float64 about a pivot, scaled where float64 squares would leave the range."""
     low_tensor, high_tensor = torch.aminmax(flat)
     low, high = low_tensor.item(), high_tensor.item()  # NaN where any entry is
@@ -187,33 +235,47 @@ def _exact_row(flat: torch.Tensor) -> tuple[float, ...]:
 
 
 def device_row(x: torch.Tensor) -> torch.Tensor:
-    """Reduce a real floating-point tensor to a float row on its own device, without a branch on data or a transfer.
+    """Reduce a real floating-point tensor to a float row on its own device; see `device_rows`."""
+    return device_rows(flat_view(x).unsqueeze(0))[0]
 
-    Runs on CUDA, MPS and the meta device; also on the CPU, where a test compares the two ways.
+
+def device_rows(block: torch.Tensor) -> torch.Tensor:
+    """Reduce each row of a tensor, shape (k, n), to a float row on its own device, shape (k, 8).
+
+    There is no branch on data and no transfer. Runs on CUDA, MPS and the meta device; also on the CPU, where a test
+    compares the two ways.
     """
-    flat = flat_view(x)
-    wide = torch.float32 if flat.device.type == "mps" else torch.float64
-    if flat.numel() == 0:  # made on the device: a tensor made from a list would be copied there, and waited for
-        return torch.stack([torch.full((), value, device=flat.device, dtype=wide) for value in _EMPTY])
-    low, high = (end.to(wide) for end in torch.aminmax(flat))
-    zeros = flat.numel() - torch.count_nonzero(flat)
-    nonfinite = flat.numel() - torch.isfinite(flat).sum()
-    if _range_holds_squares(flat.dtype, wide):
-        scale = torch.ones((), device=flat.device, dtype=wide)
-        total = flat.sum(dtype=wide)
-        squares = torch.linalg.vector_norm(flat, dtype=wide).square()
-        spread = (squares - total.square() / flat.numel()).clamp(min=0)  # float64 has digits to spare here
+    (count, n), wide = block.shape, wide_dtype(block.device)
+    if n == 0:  # made on the device: a tensor made from a list would be copied there, and waited for
+        return torch.stack([torch.full((count,), value, device=block.device, dtype=wide) for value in _EMPTY], 1)
+    low, high = (end.to(wide) for end in torch.aminmax(block, dim=1))
+    zeros = (block == 0).sum(1)
+    nonfinite = n - torch.isfinite(block).sum(1)
+    if range_holds_squares(block.dtype, wide):
+        total = block.sum(1, dtype=wide)
+        squares = torch.linalg.vector_norm(block, dim=1, dtype=wide).square()
+        scale, spread = torch.ones_like(total), spread_of(total, squares, n)
     else:
         top = torch.maximum(low.abs(), high.abs())
         scale = torch.where(torch.isfinite(top) & (top > 0), top, torch.ones_like(top))
-        scaled = flat.to(wide) / scale
-        total = scaled.sum()
-        squares = scaled.square().sum()
-        spread = (scaled - total / flat.numel()).square().sum()
-    return torch.stack([scale, total, squares, spread, low, high, zeros.to(wide), nonfinite.to(wide)])
+        scaled = block.to(wide) / scale.unsqueeze(1)
+        total = scaled.sum(1)
+        squares = scaled.square().sum(1)
+        spread = (scaled - (total / n).unsqueeze(1)).square().sum(1)
+    return torch.stack([scale, total, squares, spread, low, high, zeros.to(wide), nonfinite.to(wide)], 1)
 
 
-def _range_holds_squares(dtype: torch.dtype, wide: torch.dtype) -> bool:
+def spread_of(total: torch.Tensor, squares: torch.Tensor, n: int | torch.Tensor) -> torch.Tensor:
+    """Return the sum of squares about the mean, of float64 sums: they have digits to spare for what cancels."""
+    return (squares - total.square() / n).clamp(min=0)
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest dtype of floats that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def range_holds_squares(dtype: torch.dtype, wide: torch.dtype) -> bool:
     """Return whether `wide` holds the squares of `dtype`, with digits to spare for the spread about a mean."""
     return wide is torch.float64 and dtype is not torch.float64
 

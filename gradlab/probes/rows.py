@@ -7,23 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gradlab.probes import native
-from gradlab.probes.reduce import ROW, has_memory, is_dense
+from gradlab.probes.flat import FEW_ENTRIES
+from gradlab.probes.reduce import ROW, has_memory, is_dense, wide_dtype
 
-__all__ = ["MISSING", "NONE", "DeviceRows", "HostRows", "PlainRows", "wide_dtype"]
+__all__ = ["MISSING", "NONE", "DeviceRows", "HostRows", "PlainRows"]
 
 #: Stands for the slot of what was not read, or has to go another way.
 NONE = -1
 #: Stands for the slot of a gradient that is None.
 MISSING = -2
 _ROW_BYTES = 8 * len(ROW)
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """Return the widest dtype of floats that a device has."""
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
 @final
@@ -34,8 +31,8 @@ class DeviceRows:
         self.tensor = torch.full((256, len(ROW)), float("nan"), device=device, dtype=wide_dtype(device))
         self.slots: list[int] = []  # slot of each row in use
 
-    def next_row(self, slot: int) -> torch.Tensor:
-        return self.next_rows((slot,))[0]
+    def put_rows(self, slots: Sequence[int], rows: torch.Tensor) -> None:
+        self.next_rows(slots).copy_(rows)
 
     def next_rows(self, slots: Sequence[int]) -> torch.Tensor:
         first = len(self.slots)
@@ -60,19 +57,17 @@ class PlainRows:
     def place(self, base: int, capacity: int) -> None:
         """Take where rows lie: asked for each time here."""
 
-    def _take(self) -> int:
-        self.slots += 1
-        return self._address(self.slots - 1)
-
     def reduce(self, x: torch.Tensor, how: int) -> int:
         """Reduce a tensor: 0 for all statistics, 1 without moments, 2 for its norm."""
         if self._kernel is None or not _is_plain(x):
             return -1
+        slot = self.slots
+        self.slots = slot + 1
         if how == 2:
-            self._kernel.norm_at(x.data_ptr(), None, x.numel(), self._take())
+            self._kernel.norm_at(x.data_ptr(), None, x.numel(), self._address(slot))
         else:
-            self._kernel.row_at(x.data_ptr(), x.numel(), how == 0, self._take())
-        return self.slots - 1
+            self._kernel.row_at(x.data_ptr(), x.numel(), how == 0, self._address(slot))
+        return slot
 
     def reduce_shared(self, _: torch.Tensor) -> int:
         return -1
@@ -81,11 +76,15 @@ class PlainRows:
         return -1
 
     def parameters(self, params: list[torch.Tensor]) -> bytes:
-        slots = [
-            (self.reduce(param, 2), MISSING if (grad := param.grad) is None else self.reduce(grad, 2))
-            for param in params
-        ]
-        return np.array(slots, dtype=np.int64).tobytes()
+        slots = np.full((len(params), 2), NONE)
+        for at, param in enumerate(params):
+            grad = param.grad
+            if grad is None:
+                slots[at, 1] = MISSING
+            # Small ones are not for the kernel: many at once cost less than a call from Python for each.
+            if self._kernel is not None and param.numel() > FEW_ENTRIES:
+                slots[at] = self.reduce(param, 2), MISSING if grad is None else self.reduce(grad, 2)
+        return slots.tobytes()
 
     def sgd(self, *_: object) -> None:
         return None
@@ -99,7 +98,8 @@ class PlainRows:
         alike = self._kernel is not None and _is_plain(new) and _is_plain(old)
         if self._kernel is None or not (alike and new.is_contiguous() and old.is_contiguous()):
             return -1
-        self._kernel.norm_at(new.data_ptr(), old.data_ptr(), new.numel(), self._take())
+        self.slots += 1
+        self._kernel.norm_at(new.data_ptr(), old.data_ptr(), new.numel(), self._address(self.slots - 1))
         return self.slots - 1
 
     def batchnorm(self, *_: object) -> int:
@@ -129,6 +129,10 @@ class HostRows:
             self._base = self.array.ctypes.data
             self.moved(self._base, len(self.array))
         return self._base + slot * _ROW_BYTES
+
+    def put_rows(self, slots: list[int], rows: npt.NDArray[np.float64]) -> None:
+        self.address(max(slots))
+        self.array[slots] = rows
 
     def put(self, slot: int, row: tuple[float, ...]) -> None:
         self.address(slot)

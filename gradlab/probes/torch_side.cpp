@@ -68,10 +68,14 @@ bool look(const at::TensorBase &x, Plain *out) {
   return out->at != nullptr;
 }
 
-void look_closer(const at::TensorBase &x, Plain *out) {
-  out->version = version_of(x), out->itself = x.unsafeGetTensorImpl(), out->whole = nullptr;
+void look_at_graph(const at::TensorBase &x, Plain *out) {
   out->requires_grad = x.requires_grad();
   out->has_node = out->requires_grad && x.grad_fn() != nullptr;
+}
+
+void look_closer(const at::TensorBase &x, Plain *out) {
+  out->version = version_of(x), out->itself = x.unsafeGetTensorImpl(), out->whole = nullptr;
+  look_at_graph(x, out);
   if (!x.is_view()) return;
   const at::TensorBase &base = x._base();
   Plain all;
@@ -151,6 +155,18 @@ void torch_setup(PyObject *tensor, PyObject *parameter) {
 int torch_plain(PyObject *x, Plain *out) {
   const at::TensorBase *tensor = tensor_of(x);
   return tensor && look_safely(*tensor, out);
+}
+
+int torch_tensor(PyObject *x, Plain *out) {
+  const at::TensorBase *tensor = tensor_of(x);
+  if (!tensor) return 0;
+  try {
+    out->n = tensor->numel();
+    look_at_graph(*tensor, out);
+    return 1;
+  } catch (const std::exception &) {
+    return 0;
+  }
 }
 
 int torch_plain_gradient(PyObject *x, Plain *out) {

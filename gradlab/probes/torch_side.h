@@ -17,7 +17,9 @@ extern "C" {
 void torch_setup(PyObject *tensor, PyObject *parameter);
 /* Whether the kernel can read the entries of x as they lie: a dense float32 CPU tensor with entries. */
 int torch_plain(PyObject *x, Plain *out);
-/* The same of its gradient. */
+/* Whether x is a tensor at all, of which only n, requires_grad and has_node are told. */
+int torch_tensor(PyObject *x, Plain *out);
+/* The same as torch_plain of its gradient. */
 int torch_plain_gradient(PyObject *x, Plain *out);
 int torch_grad_enabled(void);
 int torch_recomputing(void); /* a forward pass inside a backward pass */

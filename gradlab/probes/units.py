@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from gradlab.probes.outputs import OWN_CALLS
+from gradlab.probes.outputs import OWN_CALLS, channel_max
 from gradlab.probes.reduce import can_reduce
 
 __all__ = ["UnitProbe"]
@@ -60,11 +60,13 @@ class UnitProbe:
             return
         if call == OWN_CALLS:
             self._cells.add(layer)
-        with torch.no_grad():
-            if isinstance(module, _RECTIFIERS):
-                self._see_rectifier((layer, call), output.detach())
-                self._let_follow(hook, (layer, call), output)
-            else:
+        if isinstance(module, _RECTIFIERS):
+            place = (layer, call)
+            if self._settled.get(place) != output.shape[1:]:
+                self._see_rectifier(place, output.detach())
+            self._let_follow(hook, place, output)
+        else:
+            with torch.no_grad():
                 self._see_bounded((layer, call), module, output.detach())
 
     def _let_follow(self, hook: Any, place: tuple[str, int], output: torch.Tensor) -> None:
@@ -76,16 +78,16 @@ class UnitProbe:
             hook.follow(place[1], top, top.data_ptr(), top.numel(), inner, tuple(output.shape[1:]))
 
     def _see_rectifier(self, place: tuple[str, int], output: torch.Tensor) -> None:
-        if self._settled.get(place) == output.shape[1:]:
-            return
-        top = _channel_max(output)
         known = self._alive.get(place)
-        self._alive[place] = top = (
-            top if known is None or known.shape != top.shape else torch.maximum(known.to(top.device), top)
-        )
+        most = channel_max(output)
+        if known is None or known.shape != most.shape:
+            self._alive[place] = most
+        else:
+            self._alive[place] = torch.maximum(known.to(most.device), most)
         if output.is_cpu:  # elsewhere a branch on data would wait for the device
             # Once each unit was active there is nothing more to learn; not so where NaN hides what a unit does.
-            self._settled[place] = output.shape[1:] if bool((top > 0).all()) else torch.Size((-1,))
+            alive = bool((self._alive[place] > 0).all())
+            self._settled[place] = output.shape[1:] if alive else torch.Size((-1,))
 
     def _see_bounded(self, place: tuple[str, int], module: nn.Module, output: torch.Tensor) -> None:
         flat = next(rule for kind, rule in _BOUNDED.items() if isinstance(module, kind))(output)
@@ -152,14 +154,3 @@ def _on_host(x: torch.Tensor) -> torch.Tensor:
 
 def _channel_dim(output: torch.Tensor) -> int:
     return 1 if output.dim() in (4, 5) else output.dim() - 1
-
-
-def _channel_max(output: torch.Tensor) -> torch.Tensor:
-    """Return the largest entry of each channel, reading memory in its own order; never a view of the output."""
-    if output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last) and output.shape[1] > 1:
-        # One long row a sample first: a reduction over a short last dimension does not vectorize.
-        samples = output.permute(0, 2, 3, 1).reshape(output.shape[0], -1)
-        return samples.amax(0).view(-1, output.shape[1]).amax(0)
-    if output.dim() in (4, 5):
-        return output.flatten(2).amax(2).amax(0)
-    return output.amax(tuple(range(output.dim() - 1))) if output.dim() > 1 else output.clone()

@@ -25,7 +25,7 @@ def make():
         memory = torch.full((16, 8), float("nan"), dtype=torch.float64)
         rows, gate = hooks.Rows(nothing), hooks.CallGate(without_grad=False)
         rows.place(memory.data_ptr(), len(memory))
-        outputs = hooks.Outputs(gate, rows, slow_gradient, nothing, nothing)
+        outputs = hooks.Outputs(gate, rows, slow_gradient, nothing, nothing, lambda _: -1)
         hook = hooks.OutputHook(outputs, "layer", nothing, None)
         hook.know(object, 0)
         gate.recording = True

@@ -284,7 +284,7 @@ def test_input_is_left_alone(draw):
 
 def test_device_without_float64_scales_before_it_squares():
     """On MPS the squares of a bfloat16 of 1e-30 were 0 in float32."""
-    assert not reduce._range_holds_squares(torch.bfloat16, torch.float32)
-    assert not reduce._range_holds_squares(torch.float16, torch.float32)
-    assert not reduce._range_holds_squares(torch.float64, torch.float64)
-    assert reduce._range_holds_squares(torch.float32, torch.float64)
+    assert not reduce.range_holds_squares(torch.bfloat16, torch.float32)
+    assert not reduce.range_holds_squares(torch.float16, torch.float32)
+    assert not reduce.range_holds_squares(torch.float64, torch.float64)
+    assert reduce.range_holds_squares(torch.float32, torch.float64)

@@ -351,8 +351,8 @@ def test_device_rows_grow_past_their_first_size():
     with watch(model) as probe:
         model(torch.empty(1, 1, device="meta")).sum().backward()
         probe.step()
-        (rows,) = probe._buffer._devices.values()
-        assert len(rows.tensor) == 512
+        (device,) = probe._buffer._devices.values()
+        assert len(device.rows.tensor) == 512
     assert len(probe.trace.layers) == 45
 
 
