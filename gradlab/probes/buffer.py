@@ -48,7 +48,7 @@ class StepBuffer:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # backward passes of several devices run in threads of their own
-        self._host = HostRows()
+        self._host = HostRows(self._lock)
         self._fast = native.hooks()
         self.rows: Any = self._fast.Rows(self._host.address) if self._fast else PlainRows(self._host.address)
         self._reads = native.kernel() is not None  # whether `rows` reads any tensor itself
@@ -98,8 +98,7 @@ class StepBuffer:
                 slot: int = self.rows.reduce(x, how)
                 if slot >= 0:
                     return slot
-            slot = self.rows.slots
-            self.rows.slots = slot + 1
+            slot = self._take()
             if not x.is_cpu:
                 self._device(x.device).pool.add(x, slot)
             elif not self._pool.add(x, slot, how):
@@ -246,8 +245,7 @@ class StepBuffer:
             return first
 
     def _take(self, count: int = 1) -> int:
-        first: int = self.rows.slots
-        self.rows.slots = first + count
+        first: int = self.rows.take(count)  # in one go: hooks in C do not wait for the lock
         return first
 
     def _device(self, device: torch.device) -> _Device:

@@ -60,11 +60,12 @@ typedef struct {
 } Rows;
 
 static double *take_row(Rows *self, int64_t *slot) {
-  if (self->slots >= self->capacity) {
+  while (self->slots >= self->capacity) { /* another thread may take slots while this one waits */
+    int64_t before = self->capacity;
     PyObject *done = PyObject_CallFunction(self->grow, "L", (long long)self->slots);
     if (!done) return NULL;
     Py_DECREF(done);
-    if (self->slots >= self->capacity) return PyErr_SetString(PyExc_SystemError, "rows did not grow"), NULL;
+    if (self->capacity == before) return PyErr_SetString(PyExc_SystemError, "rows did not grow"), NULL;
   }
   if (self->slots >= self->scales_room) {
     float *scales = PyMem_Realloc(self->scales, self->capacity * sizeof(float));
@@ -167,10 +168,20 @@ static PyObject *rows_batchnorm(Rows *self, PyObject *args) {
   return PyLong_FromLongLong(slot);
 }
 
+static PyObject *rows_take(Rows *self, PyObject *number) {
+  int64_t count = PyLong_AsLongLong(number), first = self->slots;
+  if (PyErr_Occurred()) return NULL;
+  self->slots += count;
+  return PyLong_FromLongLong(first);
+}
+
 static PyObject *rows_place(Rows *self, PyObject *args) {
   long long at, capacity;
   if (!PyArg_ParseTuple(args, "LL", &at, &capacity)) return NULL;
-  self->rows = (double *)(intptr_t)at, self->capacity = capacity;
+  double *rows = (double *)(intptr_t)at;
+  int64_t used = self->slots < self->capacity ? self->slots : self->capacity;
+  if (self->rows && used) memcpy(rows, self->rows, used * 8 * sizeof(double));
+  self->rows = rows, self->capacity = capacity;
   Py_RETURN_NONE;
 }
 
@@ -216,6 +227,7 @@ static PyMethodDef rows_methods[] = {
     {"difference", (PyCFunction)(void (*)(void))rows_difference, METH_FASTCALL, NULL},
     {"batchnorm", (PyCFunction)rows_batchnorm, METH_VARARGS, NULL},
     {"place", (PyCFunction)rows_place, METH_VARARGS, NULL},
+    {"take", (PyCFunction)rows_take, METH_O, NULL},
     {"discard", (PyCFunction)rows_discard, METH_NOARGS, NULL},
     {0}};
 static PyMemberDef rows_members[] = {{"slots", T_LONGLONG, offsetof(Rows, slots), 0, NULL},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -56,6 +57,12 @@ class PlainRows:
 
     def place(self, base: int, capacity: int) -> None:
         """Take where rows lie: asked for each time here."""
+
+    def take(self, count: int) -> int:
+        """Take so many slots and return the first."""
+        first = self.slots
+        self.slots = first + count
+        return first
 
     def reduce(self, x: torch.Tensor, how: int) -> int:
         """Reduce a tensor: 0 for all statistics, 1 without moments, 2 for its norm."""
@@ -117,17 +124,20 @@ def _is_plain(x: torch.Tensor) -> bool:
 class HostRows:
     """Rows in host memory, at addresses that the kernel writes to: a preallocated array that grows by doubling."""
 
-    def __init__(self) -> None:
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock = lock  # held by whoever writes from Python, so that no row is written where rows no longer lie
         self.array = np.full((256, len(ROW)), np.nan)
         self.moved: Callable[[int, int], object] = lambda _base, _capacity: None
         self._base = self.array.ctypes.data
 
     def address(self, slot: int) -> int:
         if slot >= len(self.array):
-            while slot >= len(self.array):
-                self.array = np.vstack([self.array, np.full_like(self.array, np.nan)])
-            self._base = self.array.ctypes.data
-            self.moved(self._base, len(self.array))
+            with self._lock:
+                while slot >= len(self.array):
+                    array = np.full((2 * len(self.array), len(ROW)), np.nan)
+                    array[: len(self.array)] = self.array
+                    self.moved(array.ctypes.data, len(array))  # takes along what hooks in C have written meanwhile
+                    self.array, self._base = array, array.ctypes.data
         return self._base + slot * _ROW_BYTES
 
     def put_rows(self, slots: list[int], rows: npt.NDArray[np.float64]) -> None:

@@ -31,6 +31,7 @@ def _without_kernel(monkeypatch):
 def fetched(buffer, slots):
     got = []
     buffer.flush(lambda rows: got.append(rows[slots]))
+    buffer.wait()
     return got[0]
 
 
@@ -137,6 +138,7 @@ def test_memory_of_sizes_that_are_gone_is_let_go(noise):
     for size in range(1, 50):
         buffer.reduce(noise(size))
         buffer.flush(lambda _: None)
+        buffer.wait()
         assert len(buffer._pool._slabs) <= 2
 
 
