@@ -156,6 +156,30 @@ def torchdiag(model: nn.Module, _: torch.optim.Optimizer) -> Iterator[Callable[.
     yield record
 
 
+@contextmanager
+def nansense(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Callable[..., None]]:
+    """Running statistics of every layer by nansense, without its user interface."""
+    import nansense as ns
+
+    session = ns.start(model, epochs=1, phases={"train": 1_000_000}, optimizer=optimizer)
+    session.set_stats_scope("all")
+    session.step_run()  # without a pause
+    batch = session.batch(phase="train", epoch=0)
+    batch.__enter__()
+
+    def record(_: torch.Tensor) -> None:
+        nonlocal batch
+        batch.__exit__(None, None, None)
+        batch = session.batch(phase="train", epoch=0)
+        batch.__enter__()
+
+    try:
+        yield record
+    finally:
+        batch.__exit__(None, None, None)
+        session.close()
+
+
 #: gradlab's own ways, and what they are held against.
 OWN: dict[str, Condition] = {
     "bare": Condition(lambda _m, _o: nullcontext()),
@@ -171,6 +195,7 @@ PEERS: dict[str, Condition] = {
     "torchlens": Condition(torchlens, "torchlens,graphviz"),
     "traintools gradients": Condition(traintools, "traintools"),
     "torchdiag gradients": Condition(torchdiag, "torchdiag"),
+    "nansense statistics": Condition(nansense, "nansense"),
 }
 
 

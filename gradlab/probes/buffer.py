@@ -13,9 +13,10 @@ import torch
 
 from gradlab.errors import UsageError
 from gradlab.probes import hooks, native
+from gradlab.probes.device_pool import DevicePool
 from gradlab.probes.flat import FEW_ENTRIES, FlatPlans, FlatTensors
 from gradlab.probes.outputs import OutputHook, Outputs
-from gradlab.probes.pool import ALL, NO_MOMENTS, NORM, DevicePool, HostPool
+from gradlab.probes.pool import ALL, NO_MOMENTS, NORM, HostPool
 from gradlab.probes.reduce import can_reduce, cpu_row, has_memory, is_dense, wide_dtype
 from gradlab.probes.rows import NONE, DeviceRows, HostRows, PlainRows
 
@@ -100,7 +101,7 @@ class StepBuffer:
                     return slot
             slot = self._take()
             if not x.is_cpu:
-                self._device(x.device).pool.add(x, slot)
+                self._device(x.device).pool.add([x], [slot], how)
             elif not self._pool.add(x, slot, how):
                 self._host.put(slot, cpu_row(x.detach(), moments=moments, norm_only=norm_only))
             return slot
@@ -175,9 +176,20 @@ class StepBuffer:
             if flat is not None:
                 for at, slot in zip(some, self.flat_norms(flat).tolist(), strict=True):
                     slots[at] = slot
+        elsewhere: dict[torch.device, list[int]] = {}
         for at, x in enumerate(xs):
             if slots[at] == NONE and x is not None and has_memory(x) and can_reduce(x):
-                slots[at] = self.reduce(x, norm_only=True)
+                if x.is_cpu:
+                    slots[at] = self.reduce(x, norm_only=True)
+                else:
+                    elsewhere.setdefault(x.device, []).append(at)
+        for device, some in elsewhere.items():
+            with self._lock:
+                first = self._take(len(some))
+                slots_there = list(range(first, first + len(some)))
+                self._device(device).pool.add([x for at in some if (x := xs[at]) is not None], slots_there, NORM)
+            for at, slot in zip(some, slots_there, strict=True):
+                slots[at] = slot
         return slots
 
     def reduce_difference(self, new: torch.Tensor, old: torch.Tensor) -> int:

@@ -20,17 +20,14 @@ from gradlab.probes.reduce import (
     SAFE_EXPONENTS,
     SAFE_SQUARES,
     SAFE_VARIANCE,
-    device_rows,
     exact_row,
     flat_view,
     is_dense,
     narrow_dtype,
-    range_holds_squares,
     spread_of,
-    wide_dtype,
 )
 
-__all__ = ["ALL", "NORM", "NO_MOMENTS", "DevicePool", "HostPool", "Unit", "host_rows"]
+__all__ = ["ALL", "NORM", "NO_MOMENTS", "HostPool", "Unit", "host_rows", "slab_rows"]
 
 #: How much of a row is filled: all of it, all but sum and spread, or what a norm needs.
 ALL: Final = 0
@@ -38,18 +35,16 @@ NO_MOMENTS: Final = 1
 NORM: Final = 2
 _SCALE, _SUM, _SQUARES, _SPREAD, _MIN, _MAX, _ZEROS, _NONFINITE = range(len(ROW))
 
-_MOST_ROWS = 256
+_MOST_ROWS = 256  # of a slab
+_FEW_ROWS = 8  # of one whose need is not known: memory is what the last step has shown to be of use
 _HOST_ENTRIES = 1 << 13  # of a tensor that is pooled; with more, copying costs as much as it saves
 _HOST_BYTES = 1 << 19  # of a slab, which stays in the second-level cache
-_DEVICE_ENTRIES = 1 << 16
-_DEVICE_BYTES = 1 << 23
 
 _memmove = ctypes.memmove
 _RAW = 5  # least, largest, zeros, sum, sum of squares
 
 _Rows = npt.NDArray[np.float64]
 _Places = npt.NDArray[np.int64]
-_Values = list[torch.Tensor]
 
 
 class Unit(Protocol):
@@ -117,6 +112,11 @@ def _add_spread(rows: _Rows, block: torch.Tensor, by: _Rows) -> None:
         rows[lost, _SPREAD] = spread_of(rest, about.square_().sum(1), n).numpy()
 
 
+def slab_rows(wanted: int, fit: int) -> int:
+    """Return the rows of a slab for a step that needs so many, of which so many fit into what a slab may take."""
+    return max(1, min(_MOST_ROWS, fit, max(wanted, _FEW_ROWS)))
+
+
 @final
 class _HostSlab:
     """Copies of CPU tensors with one number of entries and one dtype.
@@ -130,10 +130,10 @@ class _HostSlab:
         "used",
     )  # fmt: skip
 
-    def __init__(self, entries: int, dtype: torch.dtype, how: int) -> None:
+    def __init__(self, entries: int, dtype: torch.dtype, how: int, wanted: int) -> None:
         kept = narrow_dtype(dtype)
         self.bytes, self.copies, self.how = entries * kept.itemsize, kept is dtype, how
-        self.capacity = max(1, min(_MOST_ROWS, _HOST_BYTES // self.bytes))
+        self.capacity = slab_rows(wanted, _HOST_BYTES // self.bytes)
         self.slab = torch.empty(self.capacity, entries, dtype=kept, device="cpu")
         self._scratch = torch.empty_like(self.slab)
         self._raw = torch.full((_RAW, self.capacity), float("nan"), dtype=kept, device="cpu")
@@ -142,7 +142,12 @@ class _HostSlab:
         self.by: torch.Tensor | None = None
         self.slots: list[int] = []
         self.units: list[tuple[int, Unit]] = []  # places of rectifiers' outputs, and who keeps their largest entries
-        self.used = False
+        self.used = 0  # rows reduced in this step
+
+    @property
+    def grows(self) -> bool:
+        """Whether more rows at once would have been better."""
+        return self.capacity < slab_rows(self.used, _HOST_BYTES // self.bytes)
 
     def read(self) -> torch.Tensor:
         """Return the plain reductions of what was copied, shape (`_RAW`, k): right where squares stay in range."""
@@ -202,6 +207,7 @@ class HostPool:
     def __init__(self, put: Callable[[list[int], _Rows], None]) -> None:
         self._put = put
         self._slabs: dict[tuple[int, torch.dtype, int], _HostSlab] = {}
+        self._wanted: dict[tuple[int, torch.dtype, int], int] = {}  # rows that the step before needed
         self._last: _HostSlab | None = None
 
     def add(self, x: torch.Tensor, slot: int, how: int) -> bool:
@@ -211,7 +217,7 @@ class HostPool:
         if slab is None:
             if not 0 < key[0] <= _HOST_ENTRIES:
                 return False
-            slab = self._slabs[key] = _HostSlab(*key)
+            slab = self._slabs[key] = _HostSlab(*key, self._wanted.pop(key, 0))
         slots = slab.slots
         at = len(slots)
         slots.append(slot)
@@ -262,104 +268,21 @@ class HostPool:
         for _, slab in slabs:
             if slab.units:
                 slab.tell_units()
-            slab.slots, slab.used = [], True
+            slab.used += len(slab.slots)
+            slab.slots = []
 
     def drain(self) -> None:
         """Hand over all that is left, and let go of memory that this step did not use."""
         left = [item for item in self._slabs.items() if item[1].slots]
         if left:
             self._reduce(left)
-        self._slabs = {key: slab for key, slab in self._slabs.items() if slab.used}
+        self._wanted = {key: slab.used for key, slab in self._slabs.items() if slab.grows}
+        self._slabs = {key: slab for key, slab in self._slabs.items() if slab.used and not slab.grows}
         for slab in self._slabs.values():
-            slab.used = False
+            slab.used = 0
 
     def discard(self) -> None:
         """Forget what was taken."""
         self._slabs.clear()
+        self._wanted.clear()
         self._last = None
-
-
-@final
-class _DeviceSlab:
-    """Copies of an accelerator's tensors with one number of entries."""
-
-    __slots__ = ("_places", "slab", "slots", "used")
-
-    def __init__(self, entries: int, dtype: torch.dtype, device: torch.device) -> None:
-        capacity = max(1, min(_MOST_ROWS, _DEVICE_BYTES // (entries * dtype.itemsize)))
-        self.slab = torch.empty(capacity, entries, dtype=dtype, device=device)
-        self._places = self.slab.unbind()
-        self.slots: list[int] = []
-        self.used = False
-
-    def add(self, flat: torch.Tensor, slot: int) -> bool:
-        """Copy a tensor; return whether the slab is full."""
-        self._places[len(self.slots)].copy_(flat)
-        self.slots.append(slot)
-        self.used = True
-        return len(self.slots) == len(self._places)
-
-
-@final
-class DevicePool:
-    """Reduces the tensors of one accelerator with few launches, without a branch on data or a transfer.
-
-    Small ones are copied and reduced together. Of larger ones the plain reductions are made at once, and the rows put
-    together from them when the step is closed.
-
-    Args:
-        put: Takes slots and their rows, a tensor on the device.
-    """
-
-    def __init__(self, put: Callable[[list[int], torch.Tensor], None]) -> None:
-        self._put = put
-        self._slabs: dict[tuple[int, torch.dtype], _DeviceSlab] = {}
-        #: By number of entries and dtype: slots; sums and norms; ends; counts of zeros and of what is not finite.
-        self._aside: dict[tuple[int, torch.dtype], tuple[list[int], _Values, _Values, _Values]] = {}
-
-    def add(self, x: torch.Tensor, slot: int) -> None:
-        """Take a real tensor for a slot."""
-        flat = flat_view(x.detach())
-        n, dtype = flat.numel(), flat.dtype
-        if 0 < n <= _DEVICE_ENTRIES:
-            key = n, narrow_dtype(dtype)
-            slab = self._slabs.get(key)
-            if slab is None:
-                slab = self._slabs[key] = _DeviceSlab(*key, flat.device)
-            if slab.add(flat, slot):
-                self._reduce(slab)
-        elif n and range_holds_squares(dtype, wide_dtype(flat.device)):
-            self._put_aside(flat, slot)
-        else:
-            self._put([slot], device_rows(flat.unsqueeze(0)))
-
-    def _reduce(self, slab: _DeviceSlab) -> None:
-        slots, slab.slots = slab.slots, []
-        self._put(slots, device_rows(slab.slab[: len(slots)]))
-
-    def _put_aside(self, flat: torch.Tensor, slot: int) -> None:
-        slots, sums, ends, counts = self._aside.setdefault((flat.numel(), flat.dtype), ([], [], [], []))
-        slots.append(slot)
-        sums += flat.sum(dtype=torch.float64), torch.linalg.vector_norm(flat, dtype=torch.float64)
-        ends += torch.aminmax(flat)
-        counts += (flat == 0).sum(), (flat - flat != 0).sum()  # of NaN and Inf the difference is NaN
-
-    def drain(self) -> None:
-        """Hand over all that is left, and let go of memory that this step did not use."""
-        for key, slab in list(self._slabs.items()):
-            if slab.slots:
-                self._reduce(slab)
-            if not slab.used:
-                del self._slabs[key]
-            slab.used = False
-        aside, self._aside = self._aside, {}
-        for (n, _), (slots, *values) in aside.items():
-            sums, ends, counts = (torch.stack(some).to(torch.float64).view(-1, 2) for some in values)
-            total, squares = sums[:, 0], sums[:, 1].square()
-            rest = [torch.ones_like(total), total, squares, spread_of(total, squares, n)]
-            self._put(slots, torch.cat([torch.stack(rest, 1), ends, counts], 1))
-
-    def discard(self) -> None:
-        """Forget what was taken."""
-        self._slabs.clear()
-        self._aside = {}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradlab.probes import native, pool, watch
+from gradlab.probes import device_pool, native, pool, watch
 from gradlab.probes.buffer import StepBuffer
-from gradlab.probes.reduce import ROW, norm_of, statistics
+from gradlab.probes.reduce import norm_of, statistics
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SCALES = [1.0, 1e-30, 1e-42, 0.0, 1e30, math.nan, math.inf, 1e-18, 1e18]
@@ -142,26 +143,77 @@ def test_memory_of_sizes_that_are_gone_is_let_go(noise):
         assert len(buffer._pool._slabs) <= 2
 
 
+@pytest.mark.parametrize("together", [1, 7], ids=["singly", "seven at once"])
+@pytest.mark.parametrize("how", [pool.ALL, pool.NORM], ids=["all", "norm"])
 @pytest.mark.parametrize("limit", [1 << 16, 10], ids=["copied", "put aside"])
-def test_an_accelerators_pool(noise, limit, monkeypatch):
+def test_an_accelerators_pool(noise, limit, how, together, monkeypatch):
     """On the CPU, where its numbers can be looked at."""
-    monkeypatch.setattr(pool, "_DEVICE_ENTRIES", limit)
+    monkeypatch.setattr(device_pool, "_DEVICE_ENTRIES", limit)
     monkeypatch.setattr(pool, "_MOST_ROWS", 3)
-    there, rows = {}, np.full((100, len(ROW)), np.nan)
-    found = pool.DevicePool(lambda slots, given: there.update(zip(slots, given.double().numpy(), strict=True)))
+    there = {}
+    found = device_pool.DevicePool(lambda slots, given: there.update(zip(slots, given.double().numpy(), strict=True)))
     xs = [(noise(4, 25) * scale).to(dtype) for dtype in DTYPES for scale in SCALES]
     xs += [torch.empty(0), noise(3).float(), noise(40, 5).t().half(), torch.full((100,), 0.1, dtype=torch.float64)]
-    for slot, x in enumerate(xs):
-        found.add(x, slot)
-    found.drain()
-    assert sorted(there) == list(range(len(xs)))
-    rows = np.array([there[slot] for slot in range(len(xs))])
-    check(xs, rows, ("norm", "abs_max", "zero_fraction", "nonfinite", "mean"))
+    for _ in range(2):  # the second time slabs have the rows that the first one needed
+        there.clear()
+        for start in range(0, len(xs), together):
+            slots = list(range(len(xs)))[start : start + together]
+            found.add([xs[slot] for slot in slots], slots, how)
+        found.drain()
+        assert sorted(there) == list(range(len(xs)))
+        rows = np.array([there[slot] for slot in range(len(xs))])
+        asked = ("norm", "nonfinite") if how == pool.NORM else ("norm", "abs_max", "zero_fraction", "nonfinite", "mean")
+        check(xs, rows, asked)
+
+
+def test_slabs_have_the_rows_that_the_step_before_needed(noise, monkeypatch):
+    monkeypatch.setattr(pool, "_FEW_ROWS", 2)
+    buffer, xs = StepBuffer(), [noise(30).float() for _ in range(11)]
+    for wanted in (2, 11, 11):
+        slots = [buffer.reduce(x) for x in xs]
+        (slab,) = buffer._pool._slabs.values()
+        assert slab.capacity == wanted
+        check(xs, fetched(buffer, slots), ("norm", "mean", "std"))
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are launched on a device; views are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += not op.is_view
+        return op(*args, **(kwargs or {}))
+
+
+def test_on_an_accelerator_a_step_takes_few_launches_more():
+    model = nn.Sequential(*[part for _ in range(16) for part in (nn.Linear(64, 64), nn.ReLU())]).to("meta")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    x = torch.empty(32, 64, device="meta")
+
+    def launches():
+        with Launches() as mode:
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        return mode.count
+
+    launches()
+    bare = launches()
+    with watch(model, optimizer):
+        for _ in range(3):
+            launches()
+        more = launches() - bare
+    # One a tensor (32 outputs, 32 gradients), one copy of each of 32 parameters, two for each of 16 rectifiers' units,
+    # and what is left for each of few sizes together.
+    assert more < 64 + 32 + 32 + 150
 
 
 @pytest.mark.parametrize("size", [4, 400], ids=["copied", "put aside"])
 def test_on_an_accelerator_nothing_waits_for_it(size, monkeypatch):
-    monkeypatch.setattr(pool, "_DEVICE_ENTRIES", 100)
+    monkeypatch.setattr(device_pool, "_DEVICE_ENTRIES", 100)
     monkeypatch.setattr(pool, "_MOST_ROWS", 3)
     model = nn.Sequential(*(nn.Linear(size, size) for _ in range(5)), nn.ReLU()).to("meta")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
