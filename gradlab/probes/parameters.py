@@ -16,7 +16,7 @@ from gradlab.probes.buffer import Rows, StepBuffer
 from gradlab.probes.flat import FEW_ENTRIES, FlatTensors
 from gradlab.probes.log import TableLog
 from gradlab.probes.plan import Parameters, Part, Plan, make_plan
-from gradlab.probes.reduce import can_reduce, is_distributed, norm_of
+from gradlab.probes.reduce import can_reduce, has_memory, is_distributed, norm_of
 from gradlab.probes.rows import MISSING, NONE
 from gradlab.probes.sharded import ShardedRows
 
@@ -93,6 +93,7 @@ class ParameterProbe:
             tuple[ReadScale, Sequence[int] | npt.NDArray[np.int64]]
         ] = []  # of the places read with it; the last one counts
         self._before: dict[int, torch.Tensor] = {}
+        self._copies: dict[int, torch.Tensor] = {}  # by place: memory for parameters before their update
         #: Places of small parameters, and these end to end, until the update.
         self._before_flat: tuple[npt.NDArray[np.int64], FlatTensors] | None = None
         self._foretold: list[torch.Tensor] = []  # parameters whose updates were foretold, and their places
@@ -162,13 +163,29 @@ class ParameterProbe:
             self._before_flat = places[small], flat
             self._slots[places[small], _WEIGHT] = self._buffer.flat_norms(flat)
             kept, weights = _without(kept, small), _without(weights, small)
-        for at in kept:
-            self._before[int(places[at])] = params[at].detach().clone()
+        self._keep(places[kept].tolist(), [params[at].detach() for at in kept])
         for kind, those, xs in (
             (_WEIGHT, weights, [params[at] for at in weights]),
             (_GRAD, grads, [params[at].grad for at in grads]),
         ):
             self._reduce_all(places[those].tolist(), kind, xs)
+
+    def _keep(self, places: list[int], params: list[torch.Tensor]) -> None:
+        """Copy parameters, all in one go, into memory that is kept: fresh pages cost more than the copy."""
+        alike: dict[tuple[torch.device, torch.dtype], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for place, param in zip(places, params, strict=True):
+            if not has_memory(param) or param.layout is not torch.strided:
+                self._before[place] = param.clone()
+                continue
+            copy = self._copies.get(place)
+            if copy is None or (copy.shape, copy.dtype, copy.device, copy.stride()) != (
+                param.shape, param.dtype, param.device, param.stride()
+            ):  # fmt: skip
+                copy = self._copies[place] = torch.empty_like(param)
+            self._before[place] = copy
+            alike.setdefault((param.device, param.dtype), []).append((copy, param))
+        for pairs in alike.values():
+            torch._foreach_copy_([copy for copy, _ in pairs], [param for _, param in pairs])
 
     def _foretell(self, group: SgdGroup, part: Part) -> Parameters:
         """Read what is ordinary of a group, its coming updates included; return the others."""
@@ -260,7 +277,7 @@ class ParameterProbe:
 
     def let_go(self) -> None:
         """Keep no module and no parameter: nothing is read any more."""
-        self._where, self._plan = ([], []), None
+        self._where, self._plan, self._copies = ([], []), None, {}
 
     def discard(self) -> None:
         """Forget the open step."""

@@ -139,20 +139,24 @@ def _blocks(flat: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield the entries in blocks that vectorized operations read well."""
     dtype = narrow_dtype(flat.dtype)
     for block in flat.split(_FAST_BLOCK) if flat.numel() > _FAST_BLOCK else (flat,):
-        yield block.to(dtype)
+        yield block if block.dtype is dtype else block.to(dtype)
 
 
+_VIEWS = 64  # sizes of blocks that are known at a time
 _kept = threading.local()
 
 
 def _scratch(like: torch.Tensor) -> torch.Tensor:
     """Return memory for one block, the same for all blocks of a thread: fresh pages would cost more than a read."""
-    name = str(like.dtype)
-    kept: torch.Tensor | None = getattr(_kept, name, None)
-    if kept is None or len(kept) < len(like):
-        kept = torch.empty(_FAST_BLOCK, dtype=like.dtype, device="cpu")
-        setattr(_kept, name, kept)
-    return kept[: like.numel()]
+    views: dict[tuple[torch.dtype, int], torch.Tensor] | None = getattr(_kept, "views", None)
+    if views is None or len(views) > _VIEWS:
+        views = _kept.views = {}
+    key, whole = (like.dtype, like.numel()), (like.dtype, _FAST_BLOCK)
+    if key not in views:  # cutting one costs as much as some reductions
+        if whole not in views:
+            views[whole] = torch.empty(_FAST_BLOCK, dtype=like.dtype, device="cpu")
+        views[key] = views[whole][: key[1]]
+    return views[key]
 
 
 def _norm_row(flat: torch.Tensor) -> tuple[float, ...]:
@@ -160,12 +164,14 @@ def _norm_row(flat: torch.Tensor) -> tuple[float, ...]:
     squares = sum(torch.dot(block, block).item() for block in _blocks(flat))
     scale, nonfinite = 1.0, 0.0
     if not (math.isfinite(squares) and squares >= SAFE_SQUARES[narrow_dtype(flat.dtype)]):
-        scale, _, squares, *_, nonfinite = _row(flat, moments=False)
+        scale, _, squares, *_, nonfinite = _row(flat, moments=False, count=False)
     return (scale, math.nan, squares, math.nan, math.nan, math.nan, math.nan, nonfinite)
 
 
-def _row(flat: torch.Tensor, *, moments: bool) -> tuple[float, ...]:
+def _row(flat: torch.Tensor, *, moments: bool, count: bool = True) -> tuple[float, ...]:
     """Reduce with a power of two for a scale, told by the largest entry: so no square leaves the range.
+
+    Zeros are counted where that is asked for.
 
     A block with a larger entry than those before it takes a smaller power, and so do the sums from then on.
     """
@@ -183,10 +189,10 @@ def _row(flat: torch.Tensor, *, moments: bool) -> tuple[float, ...]:
         low, high = min(low, least), max(high, most)
         scratch = _scratch(block)
         # torch counts one entry at a time: of few that is quickest, of many a vectorized comparison is.
-        few = block.numel() <= _FEW
-        zeros += (
-            block.numel() - torch.count_nonzero(block).item() if few else torch.eq(block, 0, out=scratch).sum().item()
-        )
+        if count and block.numel() <= _FEW:
+            zeros += block.numel() - torch.count_nonzero(block).item()
+        elif count:
+            zeros += torch.eq(block, 0, out=scratch).sum().item()
         if top == 0:
             continue
         exponent = math.frexp(top)[1]
