@@ -80,8 +80,8 @@ class LayerProbe:
             handles.append(module.register_forward_hook(OutputLayerHook(hook)))
         return handles
 
-    def begin_pass(self) -> None:
-        """A call of the whole model begins: calls of its modules are counted anew."""
+    def begin_pass(self, *_: object) -> None:
+        """A call of the whole model begins, whose hook this is: calls of its modules are counted anew."""
         self._outputs.passes += 1
 
     def _label(self, layer: str, kind: str, path: str) -> int:

@@ -155,12 +155,19 @@ def _library(name: str, sources: tuple[str, ...], build: Callable[[Path], None],
 
     folder = Path(pooch.os_cache("gradlab")) / "native"
     library = folder / f"{name}-{made_for}.so"
+    failure = library.with_suffix(".failed")
     if not library.exists():
+        if failure.exists():
+            raise RuntimeError(f"{failure.read_text(encoding='utf-8')}; to try again, delete {failure}")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             for source, text in texts.items():
                 (Path(work) / source).write_bytes(text)
-            build(Path(work))
+            try:
+                build(Path(work))
+            except _BuildError as error:  # after many seconds: not to be lost again by each process to come
+                failure.write_text(str(error), encoding="utf-8")
+                raise
             # Processes that build it at the same moment each rename a whole file into place.
             (Path(work) / "built.so").replace(library)
     return library
@@ -175,6 +182,10 @@ def _processor() -> str:
     return f"{platform.system()} {platform.machine()} {detail}"
 
 
+class _BuildError(RuntimeError):
+    """The hooks cannot be built, or do not work, on this machine with this torch."""
+
+
 def _build_kernel(work: Path) -> None:
     _compile(work, *(("reduce.c", *flags, "-shared", "-o", "built.so", "-lm") for flags in _FLAGS))
 
@@ -182,11 +193,20 @@ def _build_kernel(work: Path) -> None:
 def _build_hooks(work: Path) -> None:
     """Build the hooks, and try them in a process of their own: what does not fit torch may end the process it is in."""
     python, package = f"-I{sysconfig.get_paths()['include']}", Path(torch.__file__).parent
+    _notice(f"gradlab: building its hooks for torch {torch.__version__}, once; it takes some ten seconds.")
     header = (package / "include/torch/csrc/autograd/python_variable.h").read_text(encoding="utf-8")
     layout = {"c10::MaybeOwned<at::Tensor> cdata;": ("-DMAYBE_OWNED",), "at::Tensor cdata;": ()}
     known = next((how for text, how in layout.items() if text in header), None)
     if known is None:
         raise RuntimeError(f"torch {torch.__version__} keeps its tensors in a way unknown here")
+    _compiler("CXX")  # before anything is compiled
+    try:
+        _link_hooks(work, python, package, *known)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        raise _BuildError(str(error)) from error
+
+
+def _link_hooks(work: Path, python: str, package: Path, *known: str) -> None:
     _compile(work, *(("-c", "hooks.c", *flags, python, "-o", "hooks.o") for flags in _FLAGS))
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     of_torch = ("-c", "torch_side.cpp", "-O2", *known, abi, python, f"-I{package / 'include'}", "-o", "torch_side.o")
@@ -209,13 +229,24 @@ def _build_hooks(work: Path) -> None:
         raise RuntimeError(f"those built for torch {torch.__version__} do not work")
 
 
-def _compile(work: Path, *attempts: tuple[str, ...], language: str = "CC") -> None:
-    """Run the compiler with the arguments of the first attempt that succeeds."""
+def _notice(sentence: str) -> None:
+    """Tell somebody who waits at a terminal why."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(sentence, file=sys.stderr)
+
+
+def _compiler(language: str) -> str:
     names = {"CC": "cc gcc clang", "CXX": "c++ g++ clang++"}[language]
     wanted = os.environ.get(language, names).split()
     compiler = next((found for name in wanted if (found := shutil.which(name))), None)
     if compiler is None:
         raise RuntimeError(f"no {'C' if language == 'CC' else 'C++'} compiler")
+    return compiler
+
+
+def _compile(work: Path, *attempts: tuple[str, ...], language: str = "CC") -> None:
+    """Run the compiler with the arguments of the first attempt that succeeds."""
+    compiler = _compiler(language)
     for arguments in attempts:
         command = [compiler, "-fPIC", *arguments]
         done = subprocess.run(command, cwd=work, capture_output=True, timeout=_TIMEOUT, check=False)  # noqa: S603

@@ -174,11 +174,10 @@ class Probe:
             for probe in (self._layers, self._batchnorm):
                 self._handles += probe.attach()
             if self._units:
-                begin_pass = LayerHook(lambda *_: self._layers.begin_pass())
-                self._handles.append(self._model.register_forward_pre_hook(begin_pass))
+                self._handles.append(self._model.register_forward_pre_hook(LayerHook(self._layers.begin_pass)))
             self._switch = HookSwitch(self._handles)
             self._updates.attach()
-            self._begin_step()
+            self._set_recording(bool(self._schedule(self._step)))
         except BaseException:
             self.close()
             raise
@@ -355,7 +354,8 @@ class Probe:
     # -- steps --------------------------------------------------------------------------------------------------
 
     def _begin_step(self) -> None:
-        self._set_recording(bool(self._schedule(self._step)))
+        if (recording := bool(self._schedule(self._step))) is not self._recording:
+            self._set_recording(recording)
 
     def _set_recording(self, recording: bool) -> None:
         self._recording = self._updates.recording = recording

@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +86,28 @@ def test_where_hooks_cannot_be_built_they_are_pythons(tmp_path, language):
     assert there == "True"
     assert said in text
     assert [path.name.partition("-")[0] for path in tmp_path.rglob("*.so")] == ["reduce"]
+
+
+@needs_kernel
+def test_hooks_that_do_not_work_are_built_once_and_not_by_each_process(tmp_path):
+    ask(tmp_path)
+    (library,) = tmp_path.rglob("hooks-*.so")
+    library.unlink()
+    broken = tmp_path / "c++"
+    broken.write_text('#!/bin/sh\necho tried >> "$0.log"\nexit 1\n')
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "CXX": str(broken)}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", ASK], env=env, capture_output=True, text=True, check=True)
+        text, there = done.stdout.splitlines()
+        assert there == "True"
+        assert "c++ failed" in text
+        tried = Path(f"{broken}.log").read_text().count("tried")
+    assert tried == len(native._STANDARDS)  # by the first process alone
+    assert "delete" in text
+    (failure,) = tmp_path.rglob("*.failed")
+    failure.unlink()
+    assert "hooks in C" in ask(tmp_path)[0]
 
 
 @needs_kernel
