@@ -211,7 +211,7 @@ class StepBuffer:
         for seen in (x,) if base is None else (x, base):
             known = self._shared.get(id(seen))
             # The weak reference must still lead to the very object: another may have got its place in memory.
-            if known is not None and known[0]() is seen and known[1] == version and _same_entries(x, seen):
+            if known is not None and known[0]() is seen and known[1] == version >= 0 and _same_entries(x, seen):
                 return known[2]
         slot = self.reduce(x)
         self._shared[id(x)] = (weakref.ref(x), version, slot)
@@ -268,10 +268,11 @@ class StepBuffer:
 
     def discard(self) -> None:
         """Forget the rows of the open step."""
-        self._pool.discard()
-        for device in self._devices.values():
-            device.pool.discard()
-        self._begin()
+        with self._lock:
+            self._pool.discard()
+            for device in self._devices.values():
+                device.pool.discard()
+            self._begin()
 
     def _begin(self) -> None:
         self.rows.discard()
@@ -281,9 +282,10 @@ class StepBuffer:
 
     def flush(self, deliver: Callable[[Rows], None]) -> None:
         """Start the one transfer of this step; `deliver` gets the rows once they are on the host and some have come."""
-        self._pool.drain()
-        for device in self._devices.values():
-            device.pool.drain()
+        with self._lock:
+            self._pool.drain()
+            for device in self._devices.values():
+                device.pool.drain()
         used = self.rows.slots
         self._host.address(used)  # slots of devices have their place there too
         copy = _Copy(self._host.array[:used].copy(), [device.rows for device in self._devices.values()])

@@ -27,6 +27,7 @@ class _DeviceSlab:
 
     __slots__ = ("_places", "slab", "slots", "used")
 
+    @torch.inference_mode(mode=False)
     def __init__(self, entries: int, dtype: torch.dtype, device: torch.device, wanted: int) -> None:
         capacity = slab_rows(wanted, _DEVICE_BYTES // (entries * dtype.itemsize))
         self.slab = torch.empty(capacity, entries, dtype=dtype, device=device)

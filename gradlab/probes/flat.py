@@ -30,6 +30,7 @@ class _Plan:
 
     __slots__ = ("_order", "_scratch", "_sums_there", "_views", "places", "sizes")
 
+    @torch.inference_mode(mode=False)
     def __init__(self, sizes: Sequence[int], dtype: torch.dtype) -> None:
         self._order = sorted(range(len(sizes)), key=sizes.__getitem__)
         self.places, self.sizes = np.argsort(self._order), sorted(sizes)
@@ -45,6 +46,8 @@ class _Plan:
             start, first = end, last
 
     def lay(self, xs: Sequence[torch.Tensor]) -> torch.Tensor:
+        if len(xs) == 1:  # of one tensor alone, torch's own way hands its very memory on
+            return xs[0].detach().reshape(-1).clone()
         flat: torch.Tensor = torch._C._nn.flatten_dense_tensors([xs[at] for at in self._order])
         return flat
 

@@ -59,20 +59,26 @@ typedef struct {
   int64_t told, told_room;
 } Rows;
 
-static double *take_row(Rows *self, int64_t *slot) {
-  while (self->slots >= self->capacity) { /* another thread may take slots while this one waits */
+/* Make room for so many rows more: afterwards they are taken without a call into Python, which may let others run. */
+static int make_room(Rows *self, int64_t count) {
+  while (self->slots + count > self->capacity) { /* another thread may take slots while this one waits */
     int64_t before = self->capacity;
-    PyObject *done = PyObject_CallFunction(self->grow, "L", (long long)self->slots);
-    if (!done) return NULL;
+    PyObject *done = PyObject_CallFunction(self->grow, "L", (long long)(self->slots + count - 1));
+    if (!done) return -1;
     Py_DECREF(done);
-    if (self->capacity == before) return PyErr_SetString(PyExc_SystemError, "rows did not grow"), NULL;
+    if (self->capacity == before) return PyErr_SetString(PyExc_SystemError, "rows did not grow"), -1;
   }
-  if (self->slots >= self->scales_room) {
+  if (self->slots + count > self->scales_room) {
     float *scales = PyMem_Realloc(self->scales, self->capacity * sizeof(float));
-    if (!scales) return PyErr_NoMemory(), NULL;
+    if (!scales) return PyErr_NoMemory(), -1;
     for (int64_t k = self->scales_room; k < self->capacity; k++) scales[k] = 1.0f;
     self->scales = scales, self->scales_room = self->capacity;
   }
+  return 0;
+}
+
+static double *take_row(Rows *self, int64_t *slot) {
+  if (make_room(self, 1)) return NULL;
   *slot = self->slots++;
   return self->rows + 8 * *slot;
 }
@@ -95,7 +101,7 @@ static void forget_seen(Rows *self) {
 }
 
 static int64_t find_seen(Rows *self, const void *itself, int64_t version, int64_t n) {
-  for (int k = 0; itself && k < SEEN; k++) {
+  for (int k = 0; itself && version >= 0 && k < SEEN; k++) { /* without a version nobody knows whether it changed */
     Seen *seen = &self->seen[k];
     if (seen->held == itself && seen->n == n && seen->version == version) return seen->slot;
   }

@@ -15,7 +15,7 @@ import torch
 
 from gradlab.probes import native
 from gradlab.probes.hooks import CallGate
-from gradlab.probes.reduce import can_reduce, is_dense
+from gradlab.probes.reduce import address_of, can_reduce
 
 __all__ = ["COLUMNS", "OWN_CALLS", "OutputHook", "Outputs", "channel_max"]
 
@@ -135,7 +135,7 @@ class _Unit:
             return False
         if self._settled:
             return True
-        if output.dtype is not torch.float32 or not (output.is_cpu and is_dense(output) and can_reduce(output)):
+        if output.dtype is not torch.float32 or not (output.is_cpu and can_reduce(output) and address_of(output)):
             return False
         ordered = output.is_contiguous()
         if self._kernel is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from operator import is_
 from typing import NamedTuple
@@ -51,8 +52,9 @@ def make_plan(now: list[torch.Tensor | None], but: Collection[int], groups: Sequ
     """Return the plan for the model's parameters by place, but for those with some ids, and for groups of SGD."""
     rest: Parameters = {id(x): (place, x) for place, x in enumerate(now) if x is not None and id(x) not in but}
     places, parts = [place for place, _ in rest.values()], []
+    uses = Counter(id(param) for group in groups for param in group.params)  # one listed twice is updated twice
     for group in groups:
-        ours = [k for k, param in enumerate(group.params) if id(param) in rest]
+        ours = [k for k, param in enumerate(group.params) if id(param) in rest and uses[id(param)] == 1]
         params = [group.params[k] for k in ours]
         theirs = np.array([rest.pop(id(param))[0] for param in params], dtype=np.int64)
         parts.append(Part(list(group.params), ours, params, theirs, theirs.ctypes.data))

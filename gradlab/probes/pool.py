@@ -15,14 +15,13 @@ import numpy.typing as npt
 import torch
 
 from gradlab.probes.reduce import (
-    PLAIN,
     ROW,
     SAFE_EXPONENTS,
     SAFE_SQUARES,
     SAFE_VARIANCE,
+    address_of,
     exact_row,
     flat_view,
-    is_dense,
     narrow_dtype,
     spread_of,
 )
@@ -130,6 +129,7 @@ class _HostSlab:
         "used",
     )  # fmt: skip
 
+    @torch.inference_mode(mode=False)  # what is made in that mode cannot be written to outside of it
     def __init__(self, entries: int, dtype: torch.dtype, how: int, wanted: int) -> None:
         kept = narrow_dtype(dtype)
         self.bytes, self.copies, self.how = entries * kept.itemsize, kept is dtype, how
@@ -153,7 +153,8 @@ class _HostSlab:
         """Return the plain reductions of what was copied, shape (`_RAW`, k): right where squares stay in range."""
         k = len(self.slots)
         if not self._views or len(self._views[0]) != k:
-            self._views = (self.slab[:k], self._scratch[:k], self._raw[:, :k], *(raw[:k] for raw in self._raw))
+            with torch.inference_mode(mode=False):
+                self._views = (self.slab[:k], self._scratch[:k], self._raw[:, :k], *(raw[:k] for raw in self._raw))
         block, scratch, raws, low, high, zeros, total, squares = self._views
         if self.how != NORM:
             torch.amin(block, 1, out=low)
@@ -185,7 +186,8 @@ class _HostSlab:
         norms = rows[:, _SCALE] * np.sqrt(rows[:, _SQUARES] / block.shape[1])
         by = torch.from_numpy(_powers(norms, block.dtype)).to(block.dtype)
         if self.by is None and bool((by != 1).any()):
-            self.by = torch.ones(self.capacity, 1, dtype=block.dtype, device="cpu")
+            with torch.inference_mode(mode=False):
+                self.by = torch.ones(self.capacity, 1, dtype=block.dtype, device="cpu")
         if self.by is not None:
             self.by[torch.from_numpy(which), 0] = by
         return rows
@@ -221,9 +223,9 @@ class HostPool:
         slots = slab.slots
         at = len(slots)
         slots.append(slot)
-        if slab.copies and type(x) in PLAIN and is_dense(x):
+        if slab.copies and (address := address_of(x)):
             # A fraction of what an operation of torch takes, and autograd does not see it.
-            _memmove(slab.start + at * slab.bytes, x.data_ptr(), slab.bytes)
+            _memmove(slab.start + at * slab.bytes, address, slab.bytes)
         else:
             slab.slab[at].copy_(flat_view(x.detach()))
         if at + 1 == slab.capacity:

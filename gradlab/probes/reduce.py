@@ -35,6 +35,7 @@ __all__ = [
     "SAFE_EXPONENTS",
     "SAFE_SQUARES",
     "SAFE_VARIANCE",
+    "address_of",
     "can_reduce",
     "cpu_row",
     "device_row",
@@ -103,6 +104,14 @@ def is_dense(x: torch.Tensor) -> bool:
     return x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
 
 
+def address_of(x: torch.Tensor) -> int:
+    """Return where the entries of `x` lie without a gap and as they are, or 0 where they do not.
+
+    What torch negates only as it reads, and zeros that it keeps in no memory at all, are not there.
+    """
+    return x.data_ptr() if type(x) in PLAIN and is_dense(x) and not x.is_neg() else 0
+
+
 def flat_view(x: torch.Tensor) -> torch.Tensor:
     """Return the entries of `x` in one contiguous dimension, in memory order where that needs no copy."""
     if x.is_contiguous():
@@ -125,7 +134,7 @@ def cpu_row(x: torch.Tensor, *, moments: bool = True, norm_only: bool = False) -
     flat = flat_view(x)
     if flat.numel() == 0:
         return _EMPTY
-    if flat.dtype is torch.float32 and has_memory(flat) and (kernel := native.kernel()) is not None:
+    if flat.dtype is torch.float32 and address_of(flat) and (kernel := native.kernel()) is not None:
         return kernel.norm(flat) if norm_only else kernel.row(flat, moments=moments)
     return _norm_row(flat) if norm_only else _row(flat, moments=moments)
 
@@ -153,9 +162,10 @@ def _scratch(like: torch.Tensor) -> torch.Tensor:
         views = _kept.views = {}
     key, whole = (like.dtype, like.numel()), (like.dtype, _FAST_BLOCK)
     if key not in views:  # cutting one costs as much as some reductions
-        if whole not in views:
-            views[whole] = torch.empty(_FAST_BLOCK, dtype=like.dtype, device="cpu")
-        views[key] = views[whole][: key[1]]
+        with torch.inference_mode(mode=False):  # what is made in that mode cannot be written to outside of it
+            if whole not in views:
+                views[whole] = torch.empty(_FAST_BLOCK, dtype=like.dtype, device="cpu")
+            views[key] = views[whole][: key[1]]
     return views[key]
 
 

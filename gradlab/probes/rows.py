@@ -13,7 +13,7 @@ import torch
 
 from gradlab.probes import native
 from gradlab.probes.flat import FEW_ENTRIES
-from gradlab.probes.reduce import ROW, has_memory, is_dense, wide_dtype
+from gradlab.probes.reduce import ROW, address_of, wide_dtype
 
 __all__ = ["MISSING", "NONE", "DeviceRows", "HostRows", "PlainRows"]
 
@@ -28,6 +28,7 @@ _ROW_BYTES = 8 * len(ROW)
 class DeviceRows:
     """Rows of one accelerator: a preallocated tensor that grows by doubling between steps."""
 
+    @torch.inference_mode(mode=False)  # what is made in that mode cannot be written to outside of it
     def __init__(self, device: torch.device) -> None:
         self.tensor = torch.full((256, len(ROW)), float("nan"), device=device, dtype=wide_dtype(device))
         self.slots: list[int] = []  # slot of each row in use
@@ -39,7 +40,8 @@ class DeviceRows:
         first = len(self.slots)
         self.slots += slots
         while len(self.slots) > len(self.tensor):
-            self.tensor = torch.cat([self.tensor, torch.full_like(self.tensor, float("nan"))])
+            with torch.inference_mode(mode=False):
+                self.tensor = torch.cat([self.tensor, torch.full_like(self.tensor, float("nan"))])
         return self.tensor[first : len(self.slots)]
 
 
@@ -117,7 +119,7 @@ class PlainRows:
 
 
 def _is_plain(x: torch.Tensor) -> bool:
-    return x.dtype is torch.float32 and x.is_cpu and has_memory(x) and is_dense(x) and x.numel() > 0
+    return x.dtype is torch.float32 and x.is_cpu and x.numel() > 0 and address_of(x) != 0
 
 
 @final

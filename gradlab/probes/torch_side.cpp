@@ -74,7 +74,7 @@ void look_at_graph(const at::TensorBase &x, Plain *out) {
 }
 
 void look_closer(const at::TensorBase &x, Plain *out) {
-  out->version = version_of(x), out->itself = x.unsafeGetTensorImpl(), out->whole = nullptr;
+  out->version = version_of(x), out->itself = x.unsafeGetTensorImpl(), out->whole = nullptr, out->whole_version = -1;
   look_at_graph(x, out);
   if (!x.is_view()) return;
   const at::TensorBase &base = x._base();
@@ -116,6 +116,15 @@ std::string take_error() {
   return text;
 }
 
+PyObject *wrapped(const at::TensorBase &x) {
+  try {
+    return THPVariable_Wrap(x);
+  } catch (const std::exception &error) {
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
+
 void arrive(const Shared &anchor, int64_t index, int64_t generation, const at::TensorBase &grad) {
   if (!grad.defined() || !Py_IsInitialized()) return;
   Plain x;
@@ -124,7 +133,7 @@ void arrive(const Shared &anchor, int64_t index, int64_t generation, const at::T
   PyGILState_STATE lock = PyGILState_Ensure();
   if (PyObject *outputs = anchor->outputs) {
     Py_INCREF(outputs);
-    PyObject *tensor = plain ? nullptr : THPVariable_Wrap(grad);
+    PyObject *tensor = plain ? nullptr : wrapped(grad);
     if ((!plain && !tensor) || gradient_arrived(outputs, index, generation, plain ? &x : nullptr, tensor))
       error = take_error();
     Py_XDECREF(tensor);

@@ -72,6 +72,9 @@ class UnitProbe:
     def _let_follow(self, hook: Any, place: tuple[str, int], output: torch.Tensor) -> None:
         """Let the hook keep the maximum from now on, where it is one that C can update in place."""
         top = self._alive[place]
+        if top.is_inference():  # which could not be written to outside of that mode
+            with torch.inference_mode(mode=False):
+                top = self._alive[place] = top.clone()
         if top.is_cpu and top.dtype is torch.float32 and top.is_contiguous() and output.dim() > 1:
             inner = math.prod(output.shape[2:]) if output.dim() in (4, 5) else 1
             self._followed.add(hook)

@@ -127,15 +127,14 @@ static PyObject *rows_sgd(Rows *self, PyObject *args) {
   for (Py_ssize_t k = 0; k < count; k++) {
     PyObject *param = PyList_GET_ITEM(params, k), *buffer = value_of(PyList_GET_ITEM(states, k), s_momentum_buffer);
     Plain w, g, b = {0};
-    int64_t row[3];
+    if (make_room(self, 3)) return NULL;
     int fits = torch_plain(param, &w) && torch_plain_gradient(param, &g) && g.n == w.n && g.last == w.last &&
                (!buffer || buffer == Py_None || (torch_plain(buffer, &b) && b.n == w.n && b.last == w.last));
-    for (int kind = 0; fits && kind < 3; kind++)
-      if (!take_row(self, &row[kind])) return NULL;
     others += !fits;
     if (!fits) continue;
-    int64_t first = row[0]; /* the other two follow it */
-    memcpy(slots + 3 * places[k], row, sizeof row);
+    int64_t first = self->slots;
+    self->slots += 3;
+    for (int kind = 0; kind < 3; kind++) slots[3 * places[k] + kind] = first + kind;
     sgd_rows(w.at, g.at, b.at, w.n, &s, self->scales + first, self->rows + 8 * first);
     Foretold *told = &self->foretold[self->told++];
     *told = (Foretold){.at = w.at, .n = w.n};

@@ -34,7 +34,7 @@ from gradlab.trace import Trace
 __all__ = ["LayerSelection", "Probe", "watch"]
 
 _STEP = ("loss", "seconds", "skipped", "loss_scale", "learning_rate", "clip_coefficient")
-_ONE_ROW, _NO_SLOTS = ((),), np.empty((1, 0), dtype=np.int64)  # a step has no key but its number, and no tensors
+_ONE_ROW, _NO_ROWS, _NO_SLOTS = ((),), np.empty((0, 8)), np.empty((1, 0), dtype=np.int64)  # no key but its number
 _watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -171,8 +171,7 @@ class Probe:
         _watched.add(self._model)
         try:
             # BatchNorm's pre-hooks must see the state before the call, and its hook the output before any other's.
-            for probe in (self._layers, self._batchnorm):
-                self._handles += probe.attach()
+            self._handles += self._layers.attach() + self._batchnorm.attach()
             if self._units:
                 self._handles.append(self._model.register_forward_pre_hook(LayerHook(self._layers.begin_pass)))
             self._switch = HookSwitch(self._handles)
@@ -341,6 +340,7 @@ class Probe:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what an open probe on an equal model had recorded; the open step is given up."""
+        self._buffer.wait()  # into the tables that are given up
         for part in (self._buffer, self._layers, self._batchnorm, self._recurrent, self._updates):
             part.discard()
         for name, part in self._parts.items():
@@ -386,7 +386,7 @@ class Probe:
             recurrent(rows, told.loss_scales)
             last_scale = told.loss_scales[-2:][0]  # that of the last update; the one after it was not used yet
             row = (told.loss, seconds, told.skipped, last_scale, told.learning_rate, told.clip)
-            self._steps.append_rows(step, _ONE_ROW, rows[:0], _NO_SLOTS, row)
+            self._steps.append_rows(step, _ONE_ROW, _NO_ROWS, _NO_SLOTS, row)
 
         self._buffer.flush(deliver)
         if self._live is not None:

@@ -303,3 +303,98 @@ def test_norms_of_many_tensors_at_once(dtype, monkeypatch):
     want = [top * float((x.double() / top).norm()) if top else 0.0 for x, top in zip(xs, tops, strict=True)]
     assert norm_of(got[0]).tolist() == pytest.approx(want, rel=1e-6, abs=0, nan_ok=True)
     assert got[0][:, 7].tolist() == [float(x.isnan().sum()) for x in xs]
+
+
+OPTIMIZERS = {"SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), "Adam": lambda p: torch.optim.Adam(p, lr=0.1)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", WAYS)
+def test_a_net_with_one_small_parameter_trains_as_it_would(way, name, optimizer, dtype):
+    """Its only parameter was once laid end to end where it lay already, and taken from itself: the weight was 0."""
+    way(name)
+    x, weights = torch.randn(5, 3, generator=torch.Generator().manual_seed(1)).to(dtype), []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1, bias=False).to(dtype)
+        made = OPTIMIZERS[optimizer](model.parameters())
+        if watched:
+            trace = record(model, made, x)
+        else:
+            for _ in range(3):
+                made.zero_grad()
+                model(x).square().mean().backward()
+                made.step()
+        weights.append(model.weight.detach().clone())
+    assert torch.equal(*weights)
+    assert (trace.params["update_norm"] > 0).all()
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_zeros_without_memory_and_entries_negated_as_they_are_read(way, name):
+    """torch hands out gradients that lie in no memory, and views whose memory holds the opposite."""
+    way(name)
+    model = nn.Linear(3, 4)
+    with watch(model) as probe:
+        torch.sgn(model(torch.randn(5, 3))).sum().backward()
+        probe.tap(torch._neg_view(torch.full((4,), 2.0)), "negated")
+        probe.step()
+    layers = probe.trace.layers.set_index("layer")
+    assert layers.loc["", "grad_norm"] == 0
+    assert layers.loc["negated", "act_mean"] == -2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", WAYS)
+def test_what_was_made_under_inference_mode_serves_training_too(way, name, dtype):
+    way(name)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 20_000), nn.ReLU()).to(dtype)
+    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(5, 3).to(dtype)
+    with watch(model, optimizer, without_grad=True) as probe:
+        for _ in range(2):
+            with torch.inference_mode():
+                model(x)
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert len(probe.trace.layers) == 16
+    assert probe.trace.layers["act_norm"][:4].tolist() == probe.trace.layers["act_norm"][4:8].tolist()
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+def test_a_parameter_that_is_listed_twice_is_measured(way, name):
+    way(name)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD([model.weight, model.weight, model.bias], lr=0.1)
+    before = model.weight.detach().clone()
+    trace = record(model, optimizer, torch.randn(5, 3), steps=1)
+    assert trace.params["update_norm"][0] == pytest.approx((model.weight.detach() - before).norm().item(), rel=1e-5)
+
+
+def test_going_back_to_a_state_brings_no_step_of_the_run_given_up():
+    model, x = nn.Linear(3, 2), torch.randn(5, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train(steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+
+    with watch(model, optimizer) as probe:
+        train(3)
+        state = probe.state_dict()
+        train(4)
+        probe.load_state_dict(state)
+        train(2)
+    assert probe.trace.steps["step"].tolist() == probe.trace.layers["step"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_table_of_steps_keeps_no_steps_rows_alive():
+    model, x = nn.Linear(3, 2), torch.randn(5, 3)
+    with watch(model) as probe:
+        for _ in range(40):
+            model(x).square().mean().backward()
+            probe.step()
+        assert {one.rows.base is None and one.rows.size for one in probe._steps._raw} == {0}
