@@ -177,7 +177,8 @@ class UpdateProbe:
             if "closure" in kwargs:
                 return args, {**kwargs, "closure": wrapped}
             return (args[0], wrapped, *args[2:]), kwargs
-        self._read(optimizer, updated=True, groups=self._foretellers[id(optimizer)].groups())
+        foretold = self._foretellers[id(optimizer)].groups() if self._buffer.foretells else None
+        self._read(optimizer, updated=True, groups=foretold)
         return None
 
     def _read_after(self, closure: Callable[[], Any], optimizer: torch.optim.Optimizer) -> Callable[[], Any]:
